@@ -1,0 +1,1 @@
+//! Xen grant tables, event channels and PV rings. Nothing is implemented yet.

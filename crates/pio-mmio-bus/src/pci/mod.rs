@@ -1,0 +1,5 @@
+//! PCI: configuration space, topology and the identity of requesters.
+
+mod bdf;
+
+pub use bdf::RequesterId;

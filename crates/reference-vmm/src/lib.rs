@@ -1,0 +1,1 @@
+//! A VMM on KVM that composes the crates of this workspace.

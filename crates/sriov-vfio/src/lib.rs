@@ -1,0 +1,1 @@
+//! SR-IOV and VFIO. Nothing is implemented yet.

@@ -1,0 +1,1 @@
+//! Model-based virtual passthrough I/O. Nothing is implemented yet.

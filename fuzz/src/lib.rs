@@ -1,0 +1,1 @@
+//! What each fuzz target runs, as plain functions that stable tests call too.
