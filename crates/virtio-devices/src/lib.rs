@@ -1,1 +1,11 @@
 //! Virtio devices: the status machine, the transports, the device models and their host back-ends.
+
+mod device;
+mod ring;
+mod worker;
+
+pub use device::{
+    DeviceError, DeviceEvents, DeviceType, QueueInterrupt, QueueResources, VirtioDevice,
+};
+pub use ring::{QueueConfig, QueueState};
+pub use worker::{Task, Worker, WorkerError};
