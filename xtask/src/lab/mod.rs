@@ -1,0 +1,92 @@
+//! The lab: real counterparts inside one emulated machine.
+
+pub mod debian;
+pub mod host;
+pub mod initramfs;
+pub mod kernel;
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::process::quoted;
+use crate::progress::Progress;
+use crate::workspace;
+use host::Host;
+use kernel::{Kernel, Series};
+
+/// One scenario of the lab.
+#[derive(Args, Debug)]
+pub struct LabArgs {
+    #[command(subcommand)]
+    scenario: Scenario,
+}
+
+#[derive(Subcommand, Debug)]
+enum Scenario {
+    /// Run a command in the lab's host, which has KVM and sees this machine's files, copy on write
+    ///
+    /// The command starts in the root of the workspace. What it leaves in /job is kept in
+    /// target/lab/runs/run, where the logs are. The kernel package is at $LAB_KERNEL_ROOT.
+    Run(RunArgs),
+    /// Fetch a Debian kernel and print the path of its image
+    Kernel(KernelArgs),
+}
+
+#[derive(Args, Debug)]
+struct KernelArgs {
+    /// Which of Debian 12's kernels
+    #[arg(long, value_enum, default_value = "6.12")]
+    series: Series,
+    /// The uncompressed ELF image (which starts through PVH) instead of the bzImage
+    #[arg(long)]
+    elf: bool,
+}
+
+#[derive(Args, Debug)]
+struct RunArgs {
+    /// Seconds that the host may take from power-on to power-off
+    #[arg(long, default_value_t = 180, value_name = "SECONDS")]
+    bound: u64,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+/// Runs the scenario that `args` names.
+pub fn run(args: &LabArgs) -> Result<()> {
+    match &args.scenario {
+        Scenario::Run(args) => run_command(args),
+        Scenario::Kernel(args) => print_kernel(args),
+    }
+}
+
+fn run_command(args: &RunArgs) -> Result<()> {
+    let host = Host::new("run", Duration::from_secs(args.bound));
+    let words: Vec<String> = args.command.iter().map(|word| quoted(word)).collect();
+    let finished = {
+        let progress = Progress::new("lab");
+        host.run(host.folder()?, &(words.join(" ") + "\n"), &progress)?
+    };
+    print!("{}", finished.output);
+    if finished.status != 0 {
+        bail!(
+            "the command ended with status {}; the logs are in {}",
+            finished.status,
+            finished.folder.display()
+        );
+    }
+    Ok(())
+}
+
+fn print_kernel(args: &KernelArgs) -> Result<()> {
+    let kernel = Kernel::obtain(&workspace::lab()?, args.series)?;
+    let path = if args.elf {
+        kernel.vmlinux()?
+    } else {
+        kernel.image
+    };
+    println!("{}", path.display());
+    Ok(())
+}
