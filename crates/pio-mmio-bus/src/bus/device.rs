@@ -15,6 +15,14 @@ pub enum AccessError {
         /// Width of the access, in bytes.
         width: usize,
     },
+    /// The access begins in the region and ends behind it.
+    #[error("access of {width} bytes at offset {offset:#x} crosses the end of the region")]
+    Straddle {
+        /// Offset from the start of the region, in bytes.
+        offset: u64,
+        /// Width of the access, in bytes.
+        width: usize,
+    },
     /// The device has no register at this offset, or not in this direction.
     #[error("no register at offset {offset:#x}")]
     NoRegister {
