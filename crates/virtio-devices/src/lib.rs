@@ -1,6 +1,7 @@
 //! Virtio devices: the status machine, the transports, the device models and their host back-ends.
 
 mod device;
+pub mod net;
 mod ring;
 mod worker;
 
