@@ -1,1 +1,5 @@
-//! Emulated IOMMUs. Nothing is implemented yet: VT-d, the mapping layer and the sidecore come here.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod spec;
+pub mod vtd;
