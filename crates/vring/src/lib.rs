@@ -1,1 +1,19 @@
-//! Virtqueues (virtio 1.3 §2.7, §2.8): the rings through which a guest's driver and a device exchange buffers.
+#![doc = include_str!("../README.md")]
+
+mod chain;
+mod config;
+mod cursor;
+mod device;
+mod error;
+mod mapping;
+pub mod spec;
+mod state;
+
+pub use chain::Chain;
+pub use config::{ConfigError, QueueConfig};
+pub use cursor::{Reader, ShortChain, TransferError, Writer};
+pub use device::{Queue, StartError};
+pub use error::{Error, Rule};
+pub use mapping::{Anchor, NoMemory, Slice, View};
+pub use spec::Features;
+pub use state::{QueueState, SplitState, StateError};
