@@ -76,7 +76,9 @@ pub trait DeviceEvents: Send + Sync {
 pub struct QueueResources<M> {
     /// The device's view of guest memory. RAM only: a device cannot reach registers through it, its own least of all.
     pub memory: M,
-    /// Size, addresses and negotiated features, as the driver set them up. Not validated: the ring's constructor does.
+    /// All negotiated feature bits, those of the device type included.
+    pub features: u64,
+    /// Size, addresses and ring features, as the driver set them up. Not validated: the ring's constructor does.
     pub config: QueueConfig,
     /// Signalled when the driver offers buffers. May be signalled spuriously.
     pub kick: Arc<EventFd>,

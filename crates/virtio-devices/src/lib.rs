@@ -3,6 +3,7 @@
 mod device;
 pub mod net;
 mod ring;
+pub mod transport;
 mod worker;
 
 pub use device::{

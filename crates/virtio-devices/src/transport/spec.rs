@@ -1,0 +1,113 @@
+//! Registers and bits that the standard defines for transports.
+
+use bitflags::bitflags;
+
+bitflags! {
+    /// The device status field (virtio 1.3 §2.1).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Status: u8 {
+        /// The guest has found the device.
+        const ACKNOWLEDGE = 1;
+        /// The guest knows how to drive it.
+        const DRIVER = 2;
+        /// The driver is set up: the device may use its queues.
+        const DRIVER_OK = 4;
+        /// Feature negotiation is complete.
+        const FEATURES_OK = 8;
+        /// The device has met an error from which it cannot recover.
+        const DEVICE_NEEDS_RESET = 64;
+        /// The driver has given up.
+        const FAILED = 128;
+    }
+
+    /// Feature bits that are not a device type's own (virtio 1.3 §6).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Features: u64 {
+        /// VIRTIO_F_INDIRECT_DESC.
+        const INDIRECT_DESC = 1 << 28;
+        /// VIRTIO_F_EVENT_IDX.
+        const EVENT_IDX = 1 << 29;
+        /// VIRTIO_F_VERSION_1: without it the device is legacy, which is not supported here.
+        const VERSION_1 = 1 << 32;
+        /// VIRTIO_F_ACCESS_PLATFORM: addresses are translated by the platform, for example by an IOMMU.
+        const ACCESS_PLATFORM = 1 << 33;
+        /// VIRTIO_F_RING_PACKED.
+        const RING_PACKED = 1 << 34;
+        /// VIRTIO_F_RING_RESET.
+        const RING_RESET = 1 << 40;
+    }
+
+    /// Why a line interrupt is pending: MMIO's InterruptStatus (§4.2.2) and PCI's ISR status (§4.1.4.5).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Isr: u8 {
+        /// The device has used a buffer of at least one queue.
+        const USED = 1;
+        /// The device's configuration has changed.
+        const CONFIG = 2;
+    }
+}
+
+/// Registers of the MMIO transport by their offset in bytes (virtio 1.3 §4.2.2). 32 bits each.
+pub mod mmio {
+    /// R: "virt".
+    pub const MAGIC_VALUE: u64 = 0x000;
+    /// R: version of this layout.
+    pub const VERSION: u64 = 0x004;
+    /// R: device type.
+    pub const DEVICE_ID: u64 = 0x008;
+    /// R: vendor of the device.
+    pub const VENDOR_ID: u64 = 0x00c;
+    /// R: the selected word of the offered features.
+    pub const DEVICE_FEATURES: u64 = 0x010;
+    /// W: selects a word of the offered features.
+    pub const DEVICE_FEATURES_SEL: u64 = 0x014;
+    /// W: the selected word of the accepted features.
+    pub const DRIVER_FEATURES: u64 = 0x020;
+    /// W: selects a word of the accepted features.
+    pub const DRIVER_FEATURES_SEL: u64 = 0x024;
+    /// W: selects a queue.
+    pub const QUEUE_SEL: u64 = 0x030;
+    /// R: greatest size of the selected queue; 0 if there is no such queue.
+    pub const QUEUE_SIZE_MAX: u64 = 0x034;
+    /// W: size of the selected queue.
+    pub const QUEUE_SIZE: u64 = 0x038;
+    /// RW: whether the selected queue is enabled.
+    pub const QUEUE_READY: u64 = 0x044;
+    /// W: doorbell; the value is the queue's index.
+    pub const QUEUE_NOTIFY: u64 = 0x050;
+    /// R: pending interrupt causes.
+    pub const INTERRUPT_STATUS: u64 = 0x060;
+    /// W: clears interrupt causes.
+    pub const INTERRUPT_ACK: u64 = 0x064;
+    /// RW: device status.
+    pub const STATUS: u64 = 0x070;
+    /// W: descriptor area, low half.
+    pub const QUEUE_DESC_LOW: u64 = 0x080;
+    /// W: descriptor area, high half.
+    pub const QUEUE_DESC_HIGH: u64 = 0x084;
+    /// W: driver area, low half.
+    pub const QUEUE_DRIVER_LOW: u64 = 0x090;
+    /// W: driver area, high half.
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x094;
+    /// W: device area, low half.
+    pub const QUEUE_DEVICE_LOW: u64 = 0x0a0;
+    /// W: device area, high half.
+    pub const QUEUE_DEVICE_HIGH: u64 = 0x0a4;
+    /// W: selects a shared memory region.
+    pub const SHM_SEL: u64 = 0x0ac;
+    /// R: length of the shared memory region, low half.
+    pub const SHM_LEN_LOW: u64 = 0x0b0;
+    /// R: base of the shared memory region, high half. The length's high half and the base's low half lie between.
+    pub const SHM_BASE_HIGH: u64 = 0x0bc;
+    /// RW: resets the selected queue.
+    pub const QUEUE_RESET: u64 = 0x0c0;
+    /// R: changes whenever the configuration space does.
+    pub const CONFIG_GENERATION: u64 = 0x0fc;
+    /// Start of the device-specific configuration space.
+    pub const CONFIG: u64 = 0x100;
+
+    /// Value of [`MAGIC_VALUE`].
+    pub const MAGIC: u32 = u32::from_le_bytes(*b"virt");
+    /// Value of [`VERSION`].
+    pub const LAYOUT: u32 = 2;
+}
