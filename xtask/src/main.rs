@@ -19,12 +19,18 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Task {
+    /// Boot an unmodified Debian guest in reference-vmm, let it do real I/O, and check it
+    ///
+    /// Fetches all that it needs. Runs on this machine's KVM where that is backed by hardware and
+    /// the task runs as root, otherwise inside the emulated host of the lab.
+    Boot(lab::boot::BootArgs),
     /// Run one lab scenario inside an emulated host that has KVM
     Lab(lab::LabArgs),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
+        Task::Boot(args) => lab::boot::boot(&args),
         Task::Lab(args) => lab::run(&args),
     };
     match result {

@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result};
 
@@ -25,4 +26,11 @@ pub fn target() -> Result<PathBuf> {
 /// What the lab downloads, builds and logs.
 pub fn lab() -> Result<PathBuf> {
     Ok(target()?.join("lab"))
+}
+
+/// The cargo that started this task, in the root of the workspace.
+pub fn cargo() -> Result<Command> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root()?);
+    Ok(cargo)
 }

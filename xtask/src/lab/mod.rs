@@ -1,6 +1,8 @@
 //! The lab: real counterparts inside one emulated machine.
 
+pub mod boot;
 pub mod debian;
+pub mod exits;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;
@@ -30,6 +32,8 @@ enum Scenario {
     /// The command starts in the root of the workspace. What it leaves in /job is kept in
     /// target/lab/runs/run, where the logs are. The kernel package is at $LAB_KERNEL_ROOT.
     Run(RunArgs),
+    /// Boot an unmodified Debian guest and check its I/O (the same as `cargo xtask boot`)
+    Boot(boot::BootArgs),
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -58,6 +62,7 @@ struct RunArgs {
 pub fn run(args: &LabArgs) -> Result<()> {
     match &args.scenario {
         Scenario::Run(args) => run_command(args),
+        Scenario::Boot(args) => boot::boot(args),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }

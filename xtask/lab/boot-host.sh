@@ -1,0 +1,83 @@
+# The host's side of `boot`: prepares a disk and a tap, runs the VMM, then checks what the guest
+# left on the disk and sent over the network, one `host: WHAT: RESULT` line each.
+#
+# VMM      the VMM's command line; its standard output is the guest's serial port
+# DISK     the disk image to make
+# TAP      the network interface to make
+# BUSYBOX  a busybox with tunctl, ip, httpd and nc
+# WORK     a folder for what is not kept
+# RESULTS  a folder for what is kept
+set -u
+failed=0
+check() { # check WHAT COMMAND…
+    what=$1
+    shift
+    if "$@"; then
+        echo "host: $what: ok"
+    else
+        echo "host: $what: FAILED"
+        failed=1
+    fi
+}
+clean_up() {
+    # shellcheck disable=SC2046 # one word a process
+    kill $(jobs -p) 2>/dev/null
+    "$BUSYBOX" tunctl -d "$TAP" >/dev/null
+}
+trap clean_up EXIT
+
+mkdir -p "$WORK/root" "$WORK/www"
+head -c 2097152 /dev/urandom >"$WORK/root/pattern"
+(cd "$WORK/root" && sha256sum pattern >SHA256SUMS)
+truncate -s 32M "$DISK"
+check "make the disk" mkfs.ext4 -q -F -d "$WORK/root" "$DISK"
+
+"$BUSYBOX" tunctl -t "$TAP" >/dev/null
+"$BUSYBOX" ip addr add 192.168.77.1/24 dev "$TAP"
+check "make the tap" "$BUSYBOX" ip link set "$TAP" up
+head -c 4194304 /dev/urandom >"$WORK/www/blob"
+"$BUSYBOX" httpd -f -p 192.168.77.1:8080 -h "$WORK/www" &
+mkfifo "$WORK/silent" # nc answers the end of its input with the end of the connection
+"$BUSYBOX" nc -l -p 9000 <>"$WORK/silent" >"$WORK/uploaded" &
+
+# KVM's own count of exits to user space, by reason, so far.
+events=/sys/kernel/tracing/events/kvm/kvm_userspace_exit
+[ -e $events ] && echo 'hist:keys=reason' >$events/trigger
+exits() { [ ! -e $events ] || grep "^{" $events/hist >"$RESULTS/exits-$1"; }
+# What the VMM keeps in memory beyond the guest's RAM (mappings of 64 MiB and more), in KiB.
+resident() {
+    awk '/^Size:/ { size = $2 } /^Rss:/ && size < 65536 { sum += $2 } END { print sum }' \
+        "/proc/$(cat "$WORK/pid")/smaps"
+}
+now() { cut -d ' ' -f 1 /proc/uptime; }
+
+start=$(now)
+{
+    sh -c "echo \$\$ >$WORK/pid; exec $VMM" </dev/null 2>&1
+    echo "host: vmm status: $?"
+} | while IFS= read -r line; do
+    printf '%s\n' "$line"
+    case $line in
+    "guest: init:"*)
+        exits init
+        echo "host: init seen: $start $(now)"
+        ;;
+    "guest: done"*)
+        exits end
+        echo "host: resident: $(resident) KiB beyond the guest's memory"
+        ;;
+    esac
+done | tee "$RESULTS/guest.log"
+
+reported() { sed -n "s/^guest: $1: \([0-9a-f]*\).*/\1/p" "$RESULTS/guest.log"; }
+sum() { sha256sum | cut -c1-64; }
+same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
+e2fsck -fn "$DISK" >"$RESULTS/fsck.log" 2>&1
+check "fsck" [ $? = 0 ]
+debugfs -R "dump /written $WORK/written" "$DISK" 2>/dev/null
+written=$(reported "disk sum")
+check "the disk holds what the guest wrote" same "$written" "$(sum <"$WORK/written")"
+check "the upload arrived" same "$written" "$(sum <"$WORK/uploaded")"
+check "the download arrived" same "$(reported "download sum")" "$(sum <"$WORK/www/blob")"
+check "the console was written" grep -q "hello from the guest" "$RESULTS/console.txt"
+exit $failed

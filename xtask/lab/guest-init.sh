@@ -1,0 +1,53 @@
+#!/bin/busybox sh
+# init of the guest (L2): does real I/O on every device and reports it on the serial port, one
+# `guest: WHAT: RESULT` line each, for boot-host.sh and xtask to check.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+read -r uptime rest </proc/uptime
+echo "guest: init: $uptime s after the kernel's start"
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /modules/order); do
+    insmod "/modules/$module" || echo "guest: cannot load $module"
+done
+
+sum() { sha256sum | cut -c1-64; }
+check() { # check WHAT COMMAND…
+    what=$1
+    shift
+    if "$@"; then echo "guest: $what: ok"; else echo "guest: $what: FAILED"; fi
+}
+
+echo "guest: kernel: $(uname -r), $(nproc) cpus"
+
+# Block: what the host wrote is there; what we write survives a remount.
+mkdir /disk
+check "mount" mount -t ext4 /dev/vda /disk
+disk_read() { (cd /disk && sha256sum -s -c SHA256SUMS); }
+check "disk read" disk_read
+dd if=/dev/urandom of=/disk/written bs=64k count=32 2>/dev/null
+written=$(sum </disk/written)
+umount /disk
+mount -t ext4 /dev/vda /disk
+remounted() { [ "$(sum </disk/written)" = "$written" ]; }
+check "disk write" remounted
+echo "guest: disk sum: $written"
+
+# Network: ping, a download and an upload.
+ip addr add 192.168.77.2/24 dev eth0
+ip link set eth0 up
+check "ping" ping -q -c 3 -W 5 192.168.77.1
+echo "guest: download sum: $(wget -q -O - http://192.168.77.1:8080/blob | sum)"
+upload() { nc 192.168.77.1 9000 </disk/written; }
+check "upload" upload
+
+# Console and entropy.
+console() { echo "hello from the guest" >/dev/hvc0; }
+check "console" console
+echo "guest: rng: $(cat /sys/class/misc/hw_random/rng_current) $(head -c 16 /dev/hwrng | xxd -p)"
+
+cat /proc/interrupts
+umount /disk
+echo "guest: done"
+poweroff -f
