@@ -6,6 +6,8 @@
 
 mod line;
 mod msi;
+mod record;
 
 pub use line::IrqLine;
 pub use msi::{InterruptError, MsiMessage, MsiRoute, MsiRouter, MsiSink};
+pub use record::{RecordingLine, RecordingRouter, RecordingSink};

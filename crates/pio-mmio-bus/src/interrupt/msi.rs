@@ -50,10 +50,14 @@ impl<T: MsiSink + ?Sized> MsiSink for Arc<T> {
 /// A device keeps one per vector. Whoever implements it may re-resolve the message later, for example when the guest
 /// changes an interrupt-remapping entry, without the device taking part.
 pub trait MsiRoute: Send + Sync {
-    /// The eventfd to signal; a hypervisor may watch it (irqfd), so that no thread is woken.
+    /// The eventfd to signal, which does not block; a hypervisor may watch it (irqfd), so that no thread is woken.
     fn eventfd(&self) -> &EventFd;
 
-    /// Points the route at another message; `None` leaves it unconnected, so that signals are lost.
+    /// Points the route at another message; `None` leaves it unconnected.
+    ///
+    /// While it is unconnected nobody but its holder reads the eventfd, so that signals stay there: they are the pending bit of
+    /// a masked vector. A signal that is there when the route is connected is delivered, as irqfd does. On error the route is as
+    /// before.
     fn update(&self, message: Option<MsiMessage>) -> Result<(), InterruptError>;
 
     /// Signals the route.

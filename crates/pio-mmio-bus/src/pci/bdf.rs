@@ -7,6 +7,16 @@ use std::fmt;
 pub struct RequesterId(pub u16);
 
 impl RequesterId {
+    /// The function `devfn` of bus number `bus`.
+    pub const fn new(bus: u8, devfn: u8) -> Self {
+        Self(u16::from_be_bytes([bus, devfn]))
+    }
+
+    /// Device number (0 to 31) and function number (0 to 7) as one byte. Higher bits of either are dropped.
+    pub const fn devfn_of(device: u8, function: u8) -> u8 {
+        (device & 0x1f) << 3 | function & 7
+    }
+
     /// Bus number, 0 to 255.
     pub const fn bus(self) -> u8 {
         self.0.to_be_bytes()[0]
