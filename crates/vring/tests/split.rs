@@ -30,6 +30,37 @@ fn chains_come_in_order_and_go_back_in_any() {
 }
 
 #[test]
+fn chains_put_back_come_again_in_their_order() {
+    let ring = SplitRing::new(8, Features::VERSION_1);
+    let mut queue = ring.queue();
+    let mut other = ring.queue();
+    for head in [3, 5, 0] {
+        ring.write_desc(head, Desc::read(0x8000, 1));
+        ring.offer(head);
+    }
+    let first = queue.pop(&ring.view()).unwrap().unwrap();
+    let second = queue.pop(&ring.view()).unwrap().unwrap();
+    queue.put_back(second).unwrap();
+    queue.put_back(first).unwrap();
+    // Another chain is worth waking for, those put back are not.
+    assert!(queue.enable_kicks().unwrap());
+    let QueueState::Split(state) = queue.save();
+    assert_eq!(state.in_flight, [3, 5]);
+    for head in [3, 5, 0] {
+        let chain = queue.pop(&ring.view()).unwrap().unwrap();
+        assert_eq!(chain.head(), head);
+        queue.put_back(chain).unwrap();
+        assert!(queue.enable_kicks().unwrap() == (head != 0));
+        let chain = queue.pop(&ring.view()).unwrap().unwrap();
+        queue.push(chain, 0).unwrap();
+    }
+    assert_eq!(ring.used(), [(3, 0), (5, 0), (0, 0)]);
+    // A chain of another queue is refused.
+    let stray = other.pop(&ring.view()).unwrap().unwrap();
+    assert!(queue.put_back(stray).is_err());
+}
+
+#[test]
 fn a_chain_is_read_and_written_across_descriptors() {
     let ring = SplitRing::new(8, Features::VERSION_1);
     let mut queue = ring.queue();

@@ -72,6 +72,14 @@ impl<A: GuestAddressSpace> Queue<A> {
         self.0.push(chain, written)
     }
 
+    /// Gives up a chain of this queue for now: [`pop`](Self::pop) returns it again, before any other. Several are put back in the
+    /// reverse of the order in which they were popped.
+    ///
+    /// For work that needs more chains than there are, or has to wait for the host meanwhile without holding guest memory.
+    pub fn put_back<H: Anchor<Memory = A::M>>(&mut self, chain: Chain<H>) -> Result<(), Error> {
+        self.0.put_back(chain)
+    }
+
     /// Whether the driver wants an interrupt for what was pushed since this was last asked (§2.7.7, §2.7.10).
     pub fn needs_interrupt(&mut self) -> Result<bool, Error> {
         self.0.needs_interrupt()
@@ -83,7 +91,7 @@ impl<A: GuestAddressSpace> Queue<A> {
     }
 
     /// Asks for a kick at the next chain and tells whether there is one already, in which case the driver may not kick for it
-    /// and the queue must be served before the device sleeps.
+    /// and the queue must be served before the device sleeps. Chains that were [put back](Self::put_back) do not count.
     pub fn enable_kicks(&mut self) -> Result<bool, Error> {
         self.0.enable_kicks()
     }

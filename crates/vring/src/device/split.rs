@@ -82,8 +82,10 @@ pub(super) struct SplitQueue<A: GuestAddressSpace> {
     in_flight: Box<[u64]>,
     /// Chains popped so far.
     popped: u64,
-    /// Heads that were in flight when the state was saved, the next to be popped last.
+    /// Heads in flight that are to be popped again, the next one last: those of a saved state below those put back.
     resumed: Vec<u16>,
+    /// How many of `resumed` were put back.
+    put_back: usize,
     /// Room of chains that were pushed.
     storage: Vec<Storage<A::M>>,
 }
@@ -109,6 +111,7 @@ impl<A: GuestAddressSpace> SplitQueue<A> {
             in_flight: vec![0; usize::from(size)].into(),
             popped: 0,
             resumed: Vec::new(),
+            put_back: 0,
             storage: Vec::new(),
         };
         if let Some(state) = state {
@@ -206,7 +209,10 @@ impl<A: GuestAddressSpace> SplitQueue<A> {
     ) -> Result<Option<Chain<H>>, Error> {
         self.with_ring(|queue, ring| {
             let head = match queue.resumed.pop() {
-                Some(head) => head,
+                Some(head) => {
+                    queue.put_back = queue.put_back.saturating_sub(1);
+                    head
+                }
                 None if queue.next_avail == queue.avail_idx && !queue.refresh(ring)? => {
                     return Ok(None);
                 }
@@ -325,6 +331,21 @@ impl<A: GuestAddressSpace> SplitQueue<A> {
         })
     }
 
+    pub(super) fn put_back<H: Anchor<Memory = A::M>>(
+        &mut self,
+        chain: Chain<H>,
+    ) -> Result<(), Error> {
+        let head = chain.head();
+        match self.in_flight.get(usize::from(head)) {
+            Some(when) if *when != 0 => {}
+            _ => return Err(Error::NotInFlight(head)),
+        }
+        self.resumed.push(head);
+        self.put_back += 1;
+        self.storage.push(chain.into_storage());
+        Ok(())
+    }
+
     pub(super) fn needs_interrupt(&mut self) -> Result<bool, Error> {
         self.with_ring(|queue, ring| {
             // The index is published before the driver's wish is read; the driver writes its wish before it reads the index.
@@ -368,7 +389,7 @@ impl<A: GuestAddressSpace> SplitQueue<A> {
             }
             // Our wish is published before the driver's index is read; the driver does the same in the other order.
             fence(Ordering::SeqCst);
-            Ok(queue.refresh(ring)? || !queue.resumed.is_empty())
+            Ok(queue.refresh(ring)? || queue.resumed.len() > queue.put_back)
         })
     }
 }
