@@ -1,9 +1,9 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::ring::{QueueConfig, QueueState};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
+use vring::{QueueConfig, QueueState, StartError};
 
 use crate::worker::WorkerError;
 
@@ -40,7 +40,7 @@ pub enum DeviceError {
         /// Index of the queue.
         index: u16,
         /// The rule that was broken.
-        source: crate::ring::Error,
+        source: StartError,
     },
     /// The loop that would serve the queue is gone.
     #[error(transparent)]

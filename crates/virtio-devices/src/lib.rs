@@ -2,12 +2,10 @@
 
 mod device;
 pub mod net;
-mod ring;
 pub mod transport;
 mod worker;
 
 pub use device::{
     DeviceError, DeviceEvents, DeviceType, QueueInterrupt, QueueResources, VirtioDevice,
 };
-pub use ring::{QueueConfig, QueueState};
 pub use worker::{Task, Worker, WorkerError};

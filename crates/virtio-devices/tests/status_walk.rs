@@ -361,7 +361,7 @@ impl Subject {
             let actual = running.get(&index);
             assert_eq!(actual.is_some(), queue.running, "queue {index}");
             if let Some(actual) = actual {
-                assert_eq!(actual.config.size, queue.size);
+                assert_eq!(actual.config.size, u32::from(queue.size));
                 assert_eq!(actual.config.desc.0, queue.desc);
                 let [low, high] = model.features.map(u64::from);
                 assert_eq!(actual.features, high << 32 | low);

@@ -6,9 +6,10 @@ use pio_mmio_bus::interrupt::IrqLine;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
+use vring::Features;
 
 use super::isr::IsrLine;
-use super::spec::{Features, Isr, mmio};
+use super::spec::{Isr, mmio};
 use super::status::{Interrupts, RestoreError, Signals, StatusMachine, TransportState};
 use crate::device::VirtioDevice;
 

@@ -20,23 +20,6 @@ bitflags! {
         const FAILED = 128;
     }
 
-    /// Feature bits that are not a device type's own (virtio 1.3 §6).
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Features: u64 {
-        /// VIRTIO_F_INDIRECT_DESC.
-        const INDIRECT_DESC = 1 << 28;
-        /// VIRTIO_F_EVENT_IDX.
-        const EVENT_IDX = 1 << 29;
-        /// VIRTIO_F_VERSION_1: without it the device is legacy, which is not supported here.
-        const VERSION_1 = 1 << 32;
-        /// VIRTIO_F_ACCESS_PLATFORM: addresses are translated by the platform, for example by an IOMMU.
-        const ACCESS_PLATFORM = 1 << 33;
-        /// VIRTIO_F_RING_PACKED.
-        const RING_PACKED = 1 << 34;
-        /// VIRTIO_F_RING_RESET.
-        const RING_RESET = 1 << 40;
-    }
-
     /// Why a line interrupt is pending: MMIO's InterruptStatus (§4.2.2) and PCI's ISR status (§4.1.4.5).
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Isr: u8 {

@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vring::{Features, QueueConfig, QueueState};
 
-use super::spec::{Features, Status};
+use super::spec::Status;
 use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, VirtioDevice};
-use crate::ring::{QueueConfig, QueueState};
 
 /// The features that come from the ring and the transport rather than the device type.
 const COMMON_FEATURES: Features = Features::INDIRECT_DESC
@@ -433,7 +433,8 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
 
     /// Starts a queue if it is enabled. The driver sees a failure as DEVICE_NEEDS_RESET.
     fn start_queue(&mut self, index: u32) {
-        if let Err(_error) = self.try_start_queue(index) {
+        if let Err(error) = self.try_start_queue(index) {
+            tracing::debug!(index, %error, "queue not started");
             self.signals.needs_reset();
         }
     }
@@ -454,11 +455,11 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
             memory: self.memory.clone(),
             features: self.driver_features,
             config: QueueConfig {
-                size: queue.size,
+                size: u32::from(queue.size),
                 desc: GuestAddress(queue.desc),
                 avail: GuestAddress(queue.driver),
                 used: GuestAddress(queue.device),
-                features: self.driver_features,
+                features: Features::from_bits_truncate(self.driver_features),
             },
             kick: Arc::clone(kick),
             interrupt: Arc::new(UsedInterrupt {

@@ -7,10 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use pio_mmio_bus::interrupt::IrqLine;
-use virtio_devices::{
-    DeviceError, DeviceEvents, DeviceType, QueueResources, QueueState, VirtioDevice,
-};
+use virtio_devices::{DeviceError, DeviceEvents, DeviceType, QueueResources, VirtioDevice};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vring::QueueState;
 
 pub type Memory = Arc<GuestMemoryMmap>;
 
