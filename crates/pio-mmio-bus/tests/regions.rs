@@ -23,8 +23,10 @@ impl Recorder {
 
 impl BusDevice for Recorder {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        for (at, byte) in (offset..).zip(data) {
-            *byte = self.tag.wrapping_add(at.to_le_bytes()[0]);
+        let mut next = self.tag.wrapping_add(offset.to_le_bytes()[0]);
+        for byte in data {
+            *byte = next;
+            next = next.wrapping_add(1);
         }
         Ok(())
     }

@@ -1,45 +1,42 @@
 use std::sync::Arc;
 
+use super::BusDevice;
 use super::region::Region;
-use super::{AccessError, BusDevice};
 
 /// What readers look up: the regions that are placed, by address. Immutable.
 pub struct Table {
     /// First address of each segment, ascending: apart from the rest, so that a search touches few cache lines.
     firsts: Box<[u64]>,
     segments: Box<[Segment]>,
+    /// Whether accesses are timed. Then each goes the long way.
+    pub accounting: bool,
 }
 
-/// A range of addresses that are treated alike.
+/// A part of a region whose addresses are treated alike.
 pub struct Segment {
     /// Last address, inclusive.
     last: u64,
     /// First address of the region.
     base: u64,
+    /// Whether an access that lies in this segment goes to the device and nowhere else.
+    plain: bool,
     device: Arc<dyn BusDevice>,
+    region: Arc<Region>,
 }
 
 impl Table {
     /// Lays out `regions`, which do not overlap.
-    pub fn build<'a>(regions: impl Iterator<Item = &'a Arc<Region>>) -> Self {
-        let mut segments: Vec<(u64, Segment)> = regions
-            .filter_map(|region| {
-                let place = region.place?;
-                Some((
-                    place.first,
-                    Segment {
-                        last: place.last,
-                        base: place.first,
-                        device: Arc::clone(&region.device),
-                    },
-                ))
-            })
-            .collect();
+    pub fn build<'a>(regions: impl Iterator<Item = &'a Arc<Region>>, accounting: bool) -> Self {
+        let mut segments = Vec::new();
+        for region in regions {
+            split(region, accounting, &mut segments);
+        }
         segments.sort_unstable_by_key(|(first, _)| *first);
         let (firsts, segments): (Vec<_>, Vec<_>) = segments.into_iter().unzip();
         Self {
             firsts: firsts.into(),
             segments: segments.into(),
+            accounting,
         }
     }
 
@@ -53,29 +50,52 @@ impl Table {
     }
 }
 
+/// Cuts a region where hooks and doorbells begin and end, so that accesses beside them cost nothing extra.
+fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<(u64, Segment)>) {
+    let Some(place) = region.place else {
+        return;
+    };
+    let mut push = |first: u64, last: u64, plain: bool| {
+        let segment = Segment {
+            last,
+            base: place.first,
+            plain,
+            device: Arc::clone(&region.device),
+            region: Arc::clone(region),
+        };
+        segments.push((first, segment));
+    };
+    if accounting {
+        push(place.first, place.last, false);
+        return;
+    }
+    let mut next = Some(place.first);
+    for overlaid in region.overlaid() {
+        let first = place.first.saturating_add(*overlaid.start());
+        let last = place.first.saturating_add(*overlaid.end());
+        if let Some(begin) = next.filter(|&begin| begin < first) {
+            push(begin, first - 1, true);
+        }
+        push(first, last, false);
+        next = last.checked_add(1);
+    }
+    if let Some(begin) = next.filter(|&begin| begin <= place.last) {
+        push(begin, place.last, true);
+    }
+}
+
 impl Segment {
-    /// Reads from the device. `address` is in this segment.
+    /// The device and the offset in it, if an access of `width` bytes at `address`, which is in this segment, needs
+    /// nothing more than that.
     #[inline]
-    pub fn read(&self, address: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        self.device.read(self.offset(address, data.len())?, data)
+    pub fn direct(&self, address: u64, width: usize) -> Option<(&dyn BusDevice, u64)> {
+        let room = self.last.wrapping_sub(address);
+        let direct = self.plain && matches!(width, 1 | 2 | 4 | 8) && room >= width as u64 - 1;
+        direct.then(|| (&*self.device, address.wrapping_sub(self.base)))
     }
 
-    /// Writes to the device. `address` is in this segment.
-    #[inline]
-    pub fn write(&self, address: u64, data: &[u8]) -> Result<(), AccessError> {
-        self.device.write(self.offset(address, data.len())?, data)
-    }
-
-    /// The offset in the region, if an access of `width` bytes can be made there.
-    #[inline]
-    fn offset(&self, address: u64, width: usize) -> Result<u64, AccessError> {
-        let offset = address.wrapping_sub(self.base);
-        if !matches!(width, 1 | 2 | 4 | 8) {
-            return Err(AccessError::Width { offset, width });
-        }
-        if self.last.wrapping_sub(address) < width as u64 - 1 {
-            return Err(AccessError::Straddle { offset, width });
-        }
-        Ok(offset)
+    /// The region, and the offset of `address` in it.
+    pub fn region(&self, address: u64) -> (&Region, u64) {
+        (&self.region, address.wrapping_sub(self.base))
     }
 }
