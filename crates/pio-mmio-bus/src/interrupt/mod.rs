@@ -4,10 +4,12 @@
 //! [`MsiRoute`] that it got from an [`MsiRouter`]. A VMM implements these over its hypervisor; an interrupt
 //! remapper stands between as another implementation; tests use recording ones.
 
+pub mod ioapic;
 mod line;
 mod msi;
 mod record;
 
+pub use ioapic::{Ioapic, IoapicPinState, IoapicState, IoapicStateError};
 pub use line::IrqLine;
 pub use msi::{InterruptError, MsiMessage, MsiRoute, MsiRouter, MsiSink};
 pub use record::{RecordingLine, RecordingRouter, RecordingSink};

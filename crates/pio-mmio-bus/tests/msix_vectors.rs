@@ -1,0 +1,396 @@
+//! MSI-X and MSI: tables, masks, pending bits (PCI Express Base Specification 5.0 §6.1.4, §7.7.1, §7.7.2).
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "test code"
+)]
+
+mod machine;
+
+use std::sync::Arc;
+
+use machine::*;
+use pio_mmio_bus::bus::{AccessError, BusDevice};
+use pio_mmio_bus::interrupt::{MsiMessage, MsiRoute, RecordingRouter};
+use pio_mmio_bus::pci::{
+    ConfigBuilder, ConfigSpace, Msi, Msix, MsixEntryState, MsixState, PciFunction, RequesterId,
+    VectorsError,
+};
+use proptest::prelude::*;
+
+const ENABLE: u16 = 1 << 15;
+const FUNCTION_MASK: u16 = 1 << 14;
+const CONTROL: u16 = 0x42;
+const REQUESTER: RequesterId = RequesterId::new(0, 3 << 3);
+
+struct Fixture {
+    router: RecordingRouter,
+    msix: Arc<Msix>,
+    function: Arc<ConfigSpace>,
+    routes: Vec<Arc<dyn MsiRoute>>,
+}
+
+impl Fixture {
+    fn new(vectors: u16) -> Self {
+        let machine = Machine::new();
+        let router = RecordingRouter::new();
+        let msix = Msix::new(vectors, &router).unwrap();
+        let function = ConfigBuilder::endpoint(IDENTITY)
+            .capability(msix.capability(2, 0x800))
+            .build(&machine.decoder)
+            .unwrap();
+        function.set_requester(REQUESTER);
+        let routes = (0..vectors)
+            .map(|vector| msix.route(vector).unwrap())
+            .collect();
+        Self {
+            router,
+            msix,
+            function,
+            routes,
+        }
+    }
+
+    fn read(&self, offset: u64) -> u32 {
+        let mut bytes = [0; 4];
+        self.msix.read(offset, &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    }
+
+    fn write(&self, offset: u64, value: u32) {
+        self.msix.write(offset, &value.to_le_bytes()).unwrap();
+    }
+
+    fn set(&self, vector: u64, message: u32, masked: bool) {
+        self.write(16 * vector, 0xfee0_0000);
+        self.write(16 * vector + 8, message);
+        self.write(16 * vector + 12, masked.into());
+    }
+
+    fn control(&self, value: u16) {
+        write16(&*self.function, CONTROL, value);
+    }
+
+    fn sent(&self) -> Vec<u32> {
+        self.router
+            .take()
+            .into_iter()
+            .map(|message| message.data)
+            .collect()
+    }
+}
+
+#[test]
+fn the_capability_describes_table_and_pending_bits() {
+    let f = Fixture::new(5);
+    assert_eq!(read32(&*f.function, 0x40), 0x0004_0011);
+    assert_eq!(read32(&*f.function, 0x44), 0x802);
+    assert_eq!(read32(&*f.function, 0x48), 0x852);
+    assert_eq!(f.msix.size(), 0x1000);
+    let most = Msix::new(2048, &RecordingRouter::new()).unwrap();
+    assert_eq!((most.pba_offset(), most.size()), (0x8000, 0x1_0000));
+    for vectors in [0, 2049, u16::MAX] {
+        let result = Msix::new(vectors, &RecordingRouter::new()).map(|_| ());
+        assert!(matches!(result, Err(VectorsError::Count { .. })));
+    }
+    let result = Msix::new(4, &RecordingRouter::with_limit(3)).map(|_| ());
+    assert!(matches!(result, Err(VectorsError::Route { vector: 3, .. })));
+    assert!(f.msix.route(5).is_none());
+}
+
+/// MSI-X table: all offsets and widths 1 to 8, within and beyond table and pending bits.
+#[test]
+fn msix_table_offsets_and_widths() {
+    let f = Fixture::new(3);
+    let mut model = [0_u8; 0x40];
+    for vector in 0..3 {
+        model[16 * vector + 12] = 1;
+    }
+    for (round, width) in (1..=8_usize).enumerate() {
+        for offset in 0..0x60_usize {
+            let pattern = [0xff, 0x00, 0xa5, 0x5a][(offset + round) % 4];
+            let defined = matches!(width, 4 | 8) && offset % width == 0;
+            let mut data = vec![0; width];
+            let write = f.msix.write(offset as u64, &vec![pattern; width]);
+            let read = f.msix.read(offset as u64, &mut data);
+            if !defined {
+                let error = Err(AccessError::Width {
+                    offset: offset as u64,
+                    width,
+                });
+                assert_eq!((write, read), (error, error));
+                continue;
+            }
+            assert_eq!((write, read), (Ok(()), Ok(())));
+            for (at, byte) in (offset..).zip(&data) {
+                if at < 0x30 {
+                    let mask = match at % 16 {
+                        0 => 0xfc,
+                        12 => 0x01,
+                        13..16 => 0x00,
+                        _ => 0xff,
+                    };
+                    model[at] = pattern & mask;
+                }
+                assert_eq!(*byte, model.get(at).copied().unwrap_or(0), "{at:#x}");
+            }
+        }
+    }
+    for offset in [u64::MAX, u64::MAX - 3, u64::MAX - 7, 1 << 40] {
+        for width in [4, 8] {
+            let _ = f.msix.read(offset, &mut vec![0; width]);
+            let _ = f.msix.write(offset, &vec![0xff; width]);
+        }
+    }
+}
+
+#[test]
+fn a_signal_becomes_the_vectors_message() {
+    let f = Fixture::new(2);
+    f.set(0, 0x30, false);
+    f.set(1, 0x31, false);
+    f.write(16 + 4, 0x1);
+    assert!(!f.msix.enabled());
+    f.control(ENABLE);
+    assert!(f.msix.enabled());
+    f.routes[1].eventfd().write(1).unwrap();
+    assert_eq!(
+        f.router.take(),
+        [MsiMessage {
+            requester: REQUESTER,
+            address: 0x1_fee0_0000,
+            data: 0x31
+        }]
+    );
+    // Changed while unmasked, as Linux never does.
+    f.write(16 + 8, 0x32);
+    f.routes[1].trigger().unwrap();
+    f.routes[0].trigger().unwrap();
+    assert_eq!(f.sent(), [0x30, 0x32]);
+    // The bus was renumbered.
+    f.function.set_requester(RequesterId::new(7, 0));
+    f.routes[0].trigger().unwrap();
+    assert_eq!(f.router.take()[0].requester, RequesterId::new(7, 0));
+}
+
+#[test]
+fn signals_while_masked_are_pending_and_delivered_once() {
+    let f = Fixture::new(70);
+    f.control(ENABLE);
+    f.set(65, 0x30, true);
+    assert_eq!(f.read(f.msix.pba_offset() + 8), 0);
+    f.routes[65].trigger().unwrap();
+    f.routes[65].trigger().unwrap();
+    assert_eq!(f.read(f.msix.pba_offset() + 8), 2);
+    assert_eq!(f.read(f.msix.pba_offset()), 0);
+    assert_eq!(f.read(f.msix.pba_offset() + 12), 0);
+    f.routes[65].trigger().unwrap();
+    assert_eq!(f.sent(), []);
+    f.set(65, 0x31, false);
+    assert_eq!(f.sent(), [0x31]);
+    assert_eq!(f.read(f.msix.pba_offset() + 8), 0);
+    f.control(ENABLE | FUNCTION_MASK);
+    f.routes[65].trigger().unwrap();
+    assert_eq!(f.sent(), []);
+    f.control(ENABLE);
+    assert_eq!(f.sent(), [0x31]);
+    assert_eq!(f.sent(), []);
+}
+
+#[test]
+fn a_reset_forgets_what_is_pending() {
+    let f = Fixture::new(1);
+    f.set(0, 0x30, true);
+    f.routes[0].trigger().unwrap();
+    f.function.reset();
+    assert_eq!(f.read(12), 1);
+    f.set(0, 0x30, false);
+    f.control(ENABLE);
+    assert_eq!(f.sent(), []);
+}
+
+#[test]
+fn saved_state_keeps_what_is_pending() {
+    let f = Fixture::new(2);
+    f.control(ENABLE);
+    f.set(0, 0x30, true);
+    f.set(1, 0x31, false);
+    f.routes[0].trigger().unwrap();
+    let (table, config) = (f.msix.save(), f.function.save());
+    assert!(table.entries[0].pending);
+    for config_first in [false, true] {
+        let g = Fixture::new(2);
+        if config_first {
+            g.function.restore(&config).unwrap();
+        }
+        g.msix.restore(&table).unwrap();
+        g.function.restore(&config).unwrap();
+        assert_eq!(g.msix.save(), table);
+        g.routes[1].trigger().unwrap();
+        assert_eq!(g.sent(), [0x31]);
+        g.write(12, 0);
+        assert_eq!(g.sent(), [0x30]);
+    }
+    let short = MsixState {
+        entries: vec![table.entries[0]],
+    };
+    assert!(matches!(
+        f.msix.restore(&short),
+        Err(VectorsError::State {
+            saved: 1,
+            expected: 2
+        })
+    ));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Signal(usize),
+    Control(u16),
+    Word(u64, u32),
+    Mask(u64, bool),
+    Pba,
+    SaveRestore,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        3 => (0..3_usize).prop_map(Step::Signal),
+        2 => (0..4_u16).prop_map(|bits| Step::Control(bits << 14)),
+        1 => (0..9_u64, any::<u32>()).prop_map(|(n, value)| Step::Word(16 * (n / 3) + 4 * (n % 3), value)),
+        3 => (0..3_u64, any::<bool>()).prop_map(|(vector, masked)| Step::Mask(vector, masked)),
+        1 => Just(Step::Pba),
+        1 => Just(Step::SaveRestore),
+    ];
+    prop::collection::vec(step, 1..80)
+}
+
+proptest! {
+    /// Nothing that is signalled is lost, nothing is delivered while masked, and the pending bits say what waits.
+    #[test]
+    fn vectors_behave_as_the_model(steps in steps()) {
+        let mut f = Fixture::new(3);
+        let mut control = 0;
+        let mut entries = [MsixEntryState { address: 0, data: 0, masked: true, pending: false }; 3];
+        for step in steps {
+            match step {
+                Step::Signal(vector) => {
+                    f.routes[vector].trigger().unwrap();
+                    entries[vector].pending = true;
+                }
+                Step::Control(value) => {
+                    f.control(value);
+                    control = value;
+                }
+                Step::Word(offset, value) => {
+                    f.write(offset, value);
+                    let entry = &mut entries[(offset / 16) as usize];
+                    match offset % 16 {
+                        0 => entry.address = entry.address >> 32 << 32 | u64::from(value & !3),
+                        4 => entry.address = entry.address as u32 as u64 | u64::from(value) << 32,
+                        _ => entry.data = value,
+                    }
+                }
+                Step::Mask(vector, masked) => {
+                    f.write(16 * vector + 12, masked.into());
+                    entries[vector as usize].masked = masked;
+                }
+                Step::Pba => {
+                    let bits = (entries.iter().enumerate())
+                        .fold(0, |bits, (i, entry)| bits | u32::from(entry.pending) << i);
+                    prop_assert_eq!(f.read(0x30), bits);
+                }
+                Step::SaveRestore => {
+                    let (table, config) = (f.msix.save(), f.function.save());
+                    prop_assert_eq!(&table.entries[..], &entries[..]);
+                    f = Fixture::new(3);
+                    f.msix.restore(&table).unwrap();
+                    f.function.restore(&config).unwrap();
+                }
+            }
+            let mut expected = Vec::new();
+            for entry in &mut entries {
+                if control == ENABLE && !entry.masked && entry.pending {
+                    entry.pending = false;
+                    expected.push(MsiMessage { requester: REQUESTER, address: entry.address, data: entry.data });
+                }
+            }
+            prop_assert_eq!(f.router.take(), expected);
+        }
+    }
+}
+
+fn msi(vectors: u8) -> (RecordingRouter, Arc<Msi>, Arc<ConfigSpace>) {
+    let machine = Machine::new();
+    let router = RecordingRouter::new();
+    let msi = Msi::new(vectors, &router).unwrap();
+    let function = ConfigBuilder::endpoint(IDENTITY)
+        .capability(msi.capability())
+        .build(&machine.decoder)
+        .unwrap();
+    function.set_requester(REQUESTER);
+    (router, msi, function)
+}
+
+#[test]
+fn msi_vectors_share_an_address_and_count_in_the_data() {
+    let (router, msi, function) = msi(4);
+    assert_eq!(read32(&*function, 0x40), 0x0184_0005);
+    write32(&*function, 0x44, 0xfee0_1003);
+    write32(&*function, 0x48, 0x2);
+    write16(&*function, 0x4c, 0x4043);
+    assert_eq!(msi.granted(), 0);
+    for (granted, log2) in [(1, 0), (2, 1), (4, 2), (4, 5), (4, 7)] {
+        write16(&*function, 0x42, log2 << 4 | 1);
+        assert_eq!(msi.granted(), granted);
+        for vector in 0..4 {
+            msi.route(vector).unwrap().trigger().unwrap();
+            let sent = router.take();
+            if vector < granted {
+                let low = (1 << log2.min(5)) - 1;
+                let data = 0x4043 & !low | u32::from(vector);
+                let address = 0x2_fee0_1000;
+                assert_eq!(
+                    sent,
+                    [MsiMessage {
+                        requester: REQUESTER,
+                        address,
+                        data
+                    }]
+                );
+            } else {
+                assert_eq!(sent, []);
+            }
+        }
+        msi.restore_pending(0);
+        function.reset();
+        write32(&*function, 0x44, 0xfee0_1000);
+        write32(&*function, 0x48, 0x2);
+        write16(&*function, 0x4c, 0x4043);
+    }
+    assert!(msi.route(4).is_none());
+    for vectors in [0, 3, 5, 33, 64, 128, 255] {
+        assert!(Msi::new(vectors, &router).is_err());
+    }
+}
+
+#[test]
+fn msi_masks_and_pending_bits() {
+    let (router, msi, function) = msi(2);
+    write16(&*function, 0x42, 0x11);
+    write32(&*function, 0x50, u32::MAX);
+    assert_eq!(read32(&*function, 0x50), 3);
+    msi.route(1).unwrap().trigger().unwrap();
+    assert_eq!(read32(&*function, 0x54), 2);
+    assert_eq!(router.take(), []);
+    // A saved state holds them beside the registers, which then still fit.
+    let (pending, config) = (msi.save_pending(), function.save());
+    let (other_router, other, restored) = self::msi(2);
+    other.restore_pending(pending);
+    restored.restore(&config).unwrap();
+    for (router, function) in [(router, function), (other_router, restored)] {
+        write32(&*function, 0x50, 1);
+        assert_eq!(router.take().len(), 1);
+        assert_eq!(read32(&*function, 0x54), 0);
+    }
+}
