@@ -1,1 +1,12 @@
-//! A VMM on KVM that composes the crates of this workspace.
+#![doc = include_str!("../README.md")]
+#![deny(unsafe_code)]
+
+pub mod acpi;
+pub mod boot;
+pub mod cli;
+pub mod devices;
+pub mod irq;
+#[expect(unsafe_code, reason = "memory slots and the shared pages of a vCPU")]
+pub mod kvm;
+pub mod machine;
+pub mod vcpu;

@@ -1,0 +1,154 @@
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::args::RunArgs;
+use super::status;
+use super::terminal::{Escape, RawMode};
+use crate::boot::{Image, Payload};
+use crate::devices::serial::SerialPort;
+use crate::machine::stop::{Stop, StopSwitch};
+use crate::machine::{Config, Machine};
+
+type Error = Box<dyn std::error::Error>;
+
+/// Boots a guest, waits for its end, and returns the exit status.
+pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
+    let payload = Payload {
+        kernel: Image::open(args.kernel, "kernel")?,
+        initrd: args
+            .initrd
+            .map(|path| Image::open(path, "initrd"))
+            .transpose()?,
+        cmdline: args.cmdline,
+    };
+    let machine = Machine::new(Config {
+        cpus: args.cpus,
+        memory: args.memory,
+        payload,
+        serial: Box::new(io::stdout()),
+        timed: false,
+    })?;
+    let mut watch = Watch::new(machine.stop_switch(), machine.serial())?;
+    let terminal = RawMode::enter()?;
+    let running = machine.start()?;
+    let watched = watch.until_stopped();
+    let stopped = running.finish();
+    drop(terminal);
+    watched?;
+    let status = match &stopped.reason {
+        Stop::PowerOff => return Ok(status::POWERED_OFF),
+        Stop::Reset => status::RESET,
+        Stop::Crash(_) => status::CRASHED,
+        Stop::Signal(signal) => {
+            let number = u8::try_from(*signal).unwrap_or_default();
+            status::SIGNAL.saturating_add(number)
+        }
+        Stop::User => status::POWERED_OFF,
+        Stop::Host(_) => status::FAILED,
+    };
+    writeln!(io::stderr(), "reference-vmm: {}", stopped.reason)?;
+    Ok(status)
+}
+
+/// What the main thread waits for while the guest runs.
+struct Watch {
+    epoll: Epoll,
+    stop: Arc<StopSwitch>,
+    serial: Arc<SerialPort>,
+    signals: Vec<(i32, UnixStream)>,
+    escape: Escape,
+}
+
+/// Tags of the descriptors; signals are tagged with their number.
+const STOP: u64 = 1000;
+const INPUT: u64 = 1001;
+
+impl Watch {
+    fn new(stop: Arc<StopSwitch>, serial: Arc<SerialPort>) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let add = |fd, tag| {
+            epoll.ctl(
+                ControlOperation::Add,
+                fd,
+                EpollEvent::new(EventSet::IN, tag),
+            )
+        };
+        add(stop.event().as_raw_fd(), STOP)?;
+        let mut signals = Vec::new();
+        for signal in [SIGHUP, SIGINT, SIGTERM] {
+            let (reader, writer) = UnixStream::pair()?;
+            signal_hook::low_level::pipe::register(signal, writer)?;
+            add(
+                reader.as_raw_fd(),
+                u64::try_from(signal).unwrap_or_default(),
+            )?;
+            signals.push((signal, reader));
+        }
+        // A file cannot be polled: then there is no input.
+        let _ = add(io::stdin().as_raw_fd(), INPUT);
+        Ok(Self {
+            epoll,
+            stop,
+            serial,
+            signals,
+            escape: Escape::default(),
+        })
+    }
+
+    /// Returns when the switch is thrown, by the guest, a signal or the user.
+    fn until_stopped(&mut self) -> io::Result<()> {
+        let mut events = [EpollEvent::default(); 4];
+        while self.stop.reason().is_none() {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            for event in events.iter().take(count) {
+                match event.data() {
+                    STOP => {}
+                    INPUT => self.input()?,
+                    tag => {
+                        let signal = self
+                            .signals
+                            .iter()
+                            .find(|(s, _)| u64::try_from(*s) == Ok(tag));
+                        if let Some((signal, _)) = signal {
+                            self.stop.throw(Stop::Signal(*signal));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn input(&mut self) -> io::Result<()> {
+        let mut buffer = [0; 256];
+        let mut stdin = io::stdin();
+        let count = stdin.read(&mut buffer)?;
+        if count == 0 {
+            // The end of the input is not the end of the machine.
+            return self.epoll.ctl(
+                ControlOperation::Delete,
+                stdin.as_raw_fd(),
+                EpollEvent::default(),
+            );
+        }
+        let mut typed = Vec::new();
+        if self
+            .escape
+            .filter(buffer.get(..count).unwrap_or_default(), &mut typed)
+        {
+            self.stop.throw(Stop::User);
+        }
+        // Beyond what the port keeps, typing is lost, as on a real line.
+        self.serial.input(&typed);
+        Ok(())
+    }
+}

@@ -1,0 +1,37 @@
+use pio_mmio_bus::interrupt::IrqLine;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::kvm::{KvmError, Vm};
+
+/// A pin of the in-kernel interrupt controllers.
+#[derive(Clone, Debug)]
+pub struct GsiLine {
+    vm: Vm,
+    gsi: u32,
+}
+
+impl GsiLine {
+    /// The pin that `gsi` is.
+    pub fn new(vm: Vm, gsi: u32) -> Self {
+        Self { vm, gsi }
+    }
+}
+
+impl IrqLine for GsiLine {
+    fn set_level(&self, asserted: bool) {
+        // It can only fail for a GSI that does not exist.
+        let _ = self.vm.set_irq_line(self.gsi, asserted);
+    }
+}
+
+/// An eventfd that pulses `gsi` when it is signalled, without waking a thread (irqfd).
+pub fn edge_line(vm: &Vm, gsi: u32) -> Result<EventFd, KvmError> {
+    let failed = |source| KvmError::Call {
+        what: "create an interrupt eventfd",
+        source,
+    };
+    let event = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
+    vm.register_irqfd(&event, gsi)
+        .map_err(KvmError::call("register an interrupt eventfd"))?;
+    Ok(event)
+}

@@ -1,0 +1,111 @@
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VmFd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+
+use super::{KvmError, Vcpu};
+use crate::machine::Memory;
+use crate::machine::layout::{KVM_IDENTITY_MAP, KVM_TSS};
+
+pub(super) const DEVICE: &str = "/dev/kvm";
+
+/// Opens `/dev/kvm`.
+pub fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| {
+        let error = io::Error::from(error);
+        match error.kind() {
+            io::ErrorKind::NotFound => KvmError::Missing,
+            io::ErrorKind::PermissionDenied if Path::new(DEVICE).exists() => KvmError::Permission,
+            _ => KvmError::Open(error),
+        }
+    })?;
+    let version = kvm.get_api_version();
+    if u32::try_from(version) != Ok(KVM_API_VERSION) {
+        return Err(KvmError::Version(version));
+    }
+    Ok(kvm)
+}
+
+/// A virtual machine: its interrupt controllers, timer and RAM.
+///
+/// Cheap to clone; the RAM stays mapped until the last handle and the last [`Vcpu`] are gone.
+#[derive(Clone, Debug)]
+pub struct Vm {
+    fd: Arc<VmFd>,
+    memory: Memory,
+}
+
+impl Vm {
+    /// Creates a VM with the interrupt controllers and the timer of a PC in the kernel, and `memory` as its RAM.
+    pub fn new(kvm: &Kvm, memory: Memory) -> Result<Self, KvmError> {
+        let fd = kvm.create_vm().map_err(KvmError::call("create a VM"))?;
+        fd.set_identity_map_address(KVM_IDENTITY_MAP)
+            .map_err(KvmError::call("place the identity map"))?;
+        fd.set_tss_address(KVM_TSS)
+            .map_err(KvmError::call("place the TSS"))?;
+        fd.create_irq_chip()
+            .map_err(KvmError::call("create the interrupt controllers"))?;
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        fd.create_pit2(pit)
+            .map_err(KvmError::call("create the interval timer"))?;
+        for (region, slot) in memory.iter().zip(0u32..) {
+            let address = region.start_addr().0;
+            let host = region
+                .get_host_address(MemoryRegionAddress(0))
+                .map_err(|_| KvmError::NotMapped(address))?;
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: address,
+                memory_size: region.len(),
+                userspace_addr: host.expose_provenance() as u64,
+            };
+            // SAFETY: the range is one whole mapping of `memory`. The VM can only use it while a vCPU runs, and
+            // each `Vcpu` keeps `memory` mapped. Slots do not overlap because regions of a guest memory do not.
+            unsafe { fd.set_user_memory_region(slot) }
+                .map_err(KvmError::call("give the guest its memory"))?;
+        }
+        Ok(Self {
+            fd: Arc::new(fd),
+            memory,
+        })
+    }
+
+    /// The RAM.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Adds vCPU `index`, whose APIC ID is the same number.
+    pub fn create_vcpu(&self, index: u8) -> Result<Vcpu, KvmError> {
+        let fd = self
+            .fd
+            .create_vcpu(index.into())
+            .map_err(KvmError::call("create a vCPU"))?;
+        Ok(Vcpu::new(fd, self.memory.clone()))
+    }
+}
+
+impl Deref for Vm {
+    type Target = VmFd;
+
+    fn deref(&self) -> &VmFd {
+        &self.fd
+    }
+}
+
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+}

@@ -1,0 +1,242 @@
+//! The machine: RAM, buses, board, processors.
+
+pub mod layout;
+mod memory;
+pub mod stop;
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use pio_mmio_bus::bus::{AddressSpace, Bus, BusDevice, BusError};
+use vm_memory::Bytes;
+use vm_memory::GuestAddress;
+
+pub use memory::Memory;
+
+use crate::acpi::{self, Board};
+use crate::boot::{self, BootError, Payload};
+use crate::devices::cmos::{self, Cmos};
+use crate::devices::keyboard::{self, KeyboardController};
+use crate::devices::panic::{self, PanicPort};
+use crate::devices::power::{self, SleepRegisters};
+use crate::devices::serial::{self, SerialPort};
+use crate::irq;
+use crate::kvm::{self, KvmError, Vm};
+use crate::vcpu::{self, Buses, Finished, Runner, StartError, VcpuThread, cpuid};
+use layout::{Layout, LayoutError};
+use stop::{Stop, StopSwitch};
+
+/// What a machine is made of.
+pub struct Config {
+    /// Number of vCPUs, 1 to 254.
+    pub cpus: u8,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// What it boots.
+    pub payload: Payload,
+    /// Where the serial port prints.
+    pub serial: Box<dyn Write + Send>,
+    /// Whether the handling of exits is timed, for a report.
+    pub timed: bool,
+}
+
+/// Why a machine could not be made or started.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The number of vCPUs.
+    #[error("{cpus} vCPUs are too many, this host can have {limit}")]
+    Cpus {
+        /// The number asked for.
+        cpus: u8,
+        /// What KVM can do.
+        limit: usize,
+    },
+    /// The memory size.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// RAM could not be mapped.
+    #[error("cannot map the guest's memory: {0}")]
+    Memory(#[from] vm_memory::mmap::FromRangesError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A bus.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The kernel.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The firmware tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::TooLarge),
+    /// The tables could not be written.
+    #[error("guest memory: {0}")]
+    Guest(#[from] vm_memory::GuestMemoryError),
+    /// A vCPU.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A descriptor or thread.
+    #[error("the host: {0}")]
+    Host(#[from] io::Error),
+}
+
+/// A machine that was made and not started.
+pub struct Machine {
+    vm: Vm,
+    serial: Arc<SerialPort>,
+    stop: Arc<StopSwitch>,
+    runners: Vec<Runner>,
+}
+
+impl Machine {
+    /// Makes a machine: after this its guest only needs to be entered.
+    pub fn new(mut config: Config) -> Result<Self, MachineError> {
+        let kvm = kvm::open()?;
+        let limit = kvm.get_max_vcpus();
+        if usize::from(config.cpus) > limit {
+            return Err(MachineError::Cpus {
+                cpus: config.cpus,
+                limit,
+            });
+        }
+        let supported = kvm
+            .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
+            .map_err(KvmError::call("read the supported CPUID leaves"))?;
+        let layout = Layout::new(config.memory, cpuid::address_bits(&supported))?;
+        let memory = memory::map(&layout)?;
+        let vm = Vm::new(&kvm, memory.clone())?;
+
+        let pio = Bus::new(AddressSpace::Pio)?;
+        let mmio = Bus::new(AddressSpace::Mmio)?;
+        let stop = Arc::new(StopSwitch::new()?);
+        let panic = Arc::new(PanicPort::default());
+        let serial = Arc::new(SerialPort::new(
+            irq::edge_line(&vm, serial::IRQ)?,
+            config.serial,
+        ));
+        let board: [(u16, u16, &str, Arc<dyn BusDevice>); 5] = [
+            (serial::BASE, serial::SIZE, "serial", serial.clone()),
+            (
+                keyboard::BASE,
+                keyboard::SIZE,
+                "keyboard controller",
+                Arc::new(KeyboardController::new(stop.clone())),
+            ),
+            (cmos::BASE, cmos::SIZE, "clock", Arc::new(Cmos::default())),
+            (
+                power::BASE,
+                power::SIZE,
+                "sleep registers",
+                Arc::new(SleepRegisters::new(stop.clone())),
+            ),
+            (panic::PORT, 1, "panic port", panic.clone()),
+        ];
+        for (base, size, name, device) in board {
+            pio.insert(base.into(), size.into(), name, device)?;
+        }
+
+        let tables = acpi::build(&Board {
+            layout: &layout,
+            cpus: config.cpus,
+            virtio_mmio: &[],
+        })?;
+        memory.write_slice(&tables.bytes, GuestAddress(tables.address))?;
+        let entry = boot::load(&memory, &layout, &mut config.payload, tables.rsdp)?;
+
+        let tsc_deadline = vm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
+        let mut runners = Vec::new();
+        for index in 0..config.cpus {
+            let vcpu = vm.create_vcpu(index)?;
+            let cpuid = cpuid::for_vcpu(&supported, index, config.cpus, tsc_deadline);
+            let entry = (index == 0).then_some(entry);
+            vcpu::prepare(&vcpu, &cpuid, &memory, entry)?;
+            runners.push(Runner {
+                index,
+                vcpu,
+                buses: Buses {
+                    pio: pio.reader(),
+                    mmio: mmio.reader(),
+                },
+                stop: stop.clone(),
+                panic: panic.clone(),
+                timed: config.timed,
+            });
+        }
+        Ok(Self {
+            vm,
+            serial,
+            stop,
+            runners,
+        })
+    }
+
+    /// The serial port, to type into.
+    pub fn serial(&self) -> Arc<SerialPort> {
+        self.serial.clone()
+    }
+
+    /// The switch that stops it.
+    pub fn stop_switch(&self) -> Arc<StopSwitch> {
+        self.stop.clone()
+    }
+
+    /// Enters the guest on all vCPUs.
+    pub fn start(self) -> Result<Running, MachineError> {
+        let mut running = Running {
+            vm: self.vm,
+            stop: self.stop,
+            threads: Vec::new(),
+        };
+        for runner in self.runners {
+            match VcpuThread::spawn(runner) {
+                Ok(thread) => running.threads.push(thread),
+                Err(error) => {
+                    running.stop.throw(Stop::Host(error.to_string()));
+                    running.finish();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(running)
+    }
+}
+
+/// A machine whose guest runs.
+pub struct Running {
+    vm: Vm,
+    stop: Arc<StopSwitch>,
+    threads: Vec<VcpuThread>,
+}
+
+/// A machine that has stopped.
+pub struct Stopped {
+    /// Why.
+    pub reason: Stop,
+    /// The VM, with its statistics.
+    pub vm: Vm,
+    /// The vCPUs, but for those whose thread panicked.
+    pub vcpus: Vec<Finished>,
+}
+
+impl Running {
+    /// Waits until the machine stops, then ends it.
+    pub fn wait(self) -> io::Result<Stopped> {
+        stop::wait_readable(&[self.stop.event()])?;
+        Ok(self.finish())
+    }
+
+    /// Ends all vCPUs and devices of a machine whose switch was thrown, or throws it.
+    pub fn finish(self) -> Stopped {
+        self.stop.throw(Stop::User);
+        let vcpus = self
+            .threads
+            .into_iter()
+            .filter_map(VcpuThread::join)
+            .collect();
+        Stopped {
+            reason: self.stop.reason().cloned().unwrap_or(Stop::User),
+            vm: self.vm,
+            vcpus,
+        }
+    }
+}
