@@ -1,11 +1,15 @@
 //! Virtio devices: the status machine, the transports, the device models and their host back-ends.
 
+mod config;
 mod device;
+mod dma;
 pub mod net;
+mod serve;
 pub mod transport;
 mod worker;
 
 pub use device::{
     DeviceError, DeviceEvents, DeviceType, QueueInterrupt, QueueResources, VirtioDevice,
 };
+pub use dma::DmaView;
 pub use worker::{Task, Worker, WorkerError};

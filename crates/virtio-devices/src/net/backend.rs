@@ -16,7 +16,10 @@ pub trait NetPort: AsRawFd + Send + Sync + 'static {
     ///
     /// # Errors
     /// The frame was not sent. The device counts it as dropped.
-    fn send<B: BitmapSlice>(&self, frame: &[VolatileSlice<'_, B>]) -> io::Result<()>;
+    fn send<'a, B: BitmapSlice>(
+        &self,
+        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
+    ) -> io::Result<()>;
 
     /// Takes the next frame and returns its length in bytes. What does not fit into `frame` is lost.
     ///

@@ -67,13 +67,20 @@ impl RxFilter {
     }
 
     /// Replaces both tables.
-    pub fn set_tables(
-        &mut self,
-        unicast: impl Iterator<Item = MacAddress>,
-        multicast: impl Iterator<Item = MacAddress>,
-    ) {
+    pub fn set_tables(&mut self, unicast: &[[u8; 6]], multicast: &[[u8; 6]]) {
         self.unicast = table(unicast);
         self.multicast = table(multicast);
+    }
+
+    /// Whether a driver that negotiated `features` can set this filter.
+    pub(super) fn fits(&self, features: Features) -> bool {
+        let tables = [&self.unicast, &self.multicast];
+        tables
+            .into_iter()
+            .flatten()
+            .all(|table| table.len() <= TABLE_SIZE)
+            && self.vlans.is_some() == features.contains(Features::CTRL_VLAN)
+            && self.vlans.iter().flatten().all(|vlan| *vlan < VLANS)
     }
 
     /// Lets frames of a VLAN pass, or no more. Returns whether that is a VLAN and there is a filter.
@@ -131,13 +138,7 @@ impl RxFilter {
     }
 }
 
-fn table(addresses: impl Iterator<Item = MacAddress>) -> Option<BTreeSet<MacAddress>> {
-    let mut table = BTreeSet::new();
-    for address in addresses {
-        table.insert(address);
-        if table.len() > TABLE_SIZE {
-            return None;
-        }
-    }
-    Some(table)
+fn table(addresses: &[[u8; 6]]) -> Option<BTreeSet<MacAddress>> {
+    let table: BTreeSet<_> = addresses.iter().copied().map(MacAddress).collect();
+    (table.len() <= TABLE_SIZE).then_some(table)
 }

@@ -122,7 +122,10 @@ impl NetBackend for MemoryNet {
 }
 
 impl NetPort for MemoryPort {
-    fn send<B: BitmapSlice>(&self, frame: &[VolatileSlice<'_, B>]) -> io::Result<()> {
+    fn send<'a, B: BitmapSlice>(
+        &self,
+        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
+    ) -> io::Result<()> {
         let mut bytes = Vec::new();
         for slice in frame {
             let start = bytes.len();

@@ -1,15 +1,20 @@
 //! The network device (Virtio 1.3, §5.1) and its host back-ends.
 
 mod backend;
+mod command;
 mod control;
+mod device;
 mod filter;
 mod mac;
 mod memory;
+mod receive;
 pub mod spec;
 mod tap;
+mod transmit;
 
 pub use backend::{NetBackend, NetPort};
-pub use control::{BadCommand, Command, MAX_COMMAND};
+pub use command::{BadCommand, Command, MAX_COMMAND};
+pub use device::{Net, NetError, NetState, NetStatistics};
 pub use filter::{RxFilter, RxMode, TABLE_SIZE};
 pub use mac::{MacAddress, ParseMacError};
 pub use memory::{MEMORY_PORT_FRAMES, MemoryNet, MemoryPort};

@@ -1,6 +1,7 @@
 //! The wire layout of a network device (Virtio 1.3, §5.1).
 
 use bitflags::bitflags;
+use serde::{Deserialize, Serialize};
 use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -15,7 +16,7 @@ pub const ETHERNET_HEADER: usize = 14;
 
 bitflags! {
     /// Feature bits of the device (§5.1.3).
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
     pub struct Features: u64 {
         /// The device completes partial checksums of frames the driver sends.
         const CSUM = 1 << 0;
@@ -23,8 +24,6 @@ bitflags! {
         const GUEST_CSUM = 1 << 1;
         /// The driver can change its receive offloads later.
         const CTRL_GUEST_OFFLOADS = 1 << 2;
-        /// The device tells the largest payload of a frame.
-        const MTU = 1 << 3;
         /// The device has a hardware address.
         const MAC = 1 << 5;
         /// The driver takes unsegmented TCP over IPv4.
@@ -55,11 +54,21 @@ bitflags! {
         const MQ = 1 << 22;
         /// The control queue sets the hardware address.
         const CTRL_MAC_ADDR = 1 << 23;
-
-        /// Everything the device may do to frames on their way to the driver.
-        const GUEST_OFFLOADS =
-            Self::GUEST_CSUM.bits() | Self::GUEST_TSO4.bits() | Self::GUEST_TSO6.bits() | Self::GUEST_ECN.bits();
     }
+}
+
+impl Features {
+    /// What the device may leave to the driver in frames on their way to it.
+    pub const GUEST_OFFLOADS: Self = Self::GUEST_CSUM
+        .union(Self::GUEST_TSO4)
+        .union(Self::GUEST_TSO6)
+        .union(Self::GUEST_ECN);
+
+    /// What the driver may leave to the device in frames on their way from it.
+    pub const HOST_OFFLOADS: Self = Self::CSUM
+        .union(Self::HOST_TSO4)
+        .union(Self::HOST_TSO6)
+        .union(Self::HOST_ECN);
 }
 
 bitflags! {
@@ -81,8 +90,6 @@ pub struct Config {
     pub status: U16,
     /// Queue pairs, 1 to 0x8000.
     pub max_virtqueue_pairs: U16,
-    /// The largest payload of a frame in bytes, 68 to 65535.
-    pub mtu: U16,
 }
 
 /// `struct virtio_net_hdr` without a hash report (§5.1.6), in front of each frame in both directions.

@@ -144,7 +144,10 @@ impl NetBackend for Tap {
 }
 
 impl NetPort for TapQueue {
-    fn send<B: BitmapSlice>(&self, frame: &[VolatileSlice<'_, B>]) -> io::Result<()> {
+    fn send<'a, B: BitmapSlice>(
+        &self,
+        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
+    ) -> io::Result<()> {
         syscall::write_vectored(&self.file, frame).map(|_| ())
     }
 

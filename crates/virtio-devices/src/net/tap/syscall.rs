@@ -95,20 +95,19 @@ pub(super) fn set_queue(file: &File, attached: bool) -> io::Result<()> {
 }
 
 /// Writes all slices as one frame.
-pub(super) fn write_vectored<B: BitmapSlice>(
+pub(super) fn write_vectored<'a, B: BitmapSlice>(
     file: &File,
-    frame: &[VolatileSlice<'_, B>],
+    frame: impl Iterator<Item = VolatileSlice<'a, B>>,
 ) -> io::Result<usize> {
     let slices: Vec<libc::iovec> = frame
-        .iter()
         .map(|slice| libc::iovec {
             iov_base: slice.ptr_guard().as_ptr().cast_mut().cast(),
             iov_len: slice.len(),
         })
         .collect();
     let count = c_int::try_from(slices.len()).map_err(io::Error::other)?;
-    // SAFETY: `slices` has `count` elements, each memory that stays mapped as long as `frame` is borrowed. The kernel only
-    // reads it and does not mind that others change it meanwhile.
+    // SAFETY: `slices` has `count` elements, each memory that stays mapped for `'a`, which lasts longer than the call. The kernel
+    // only reads it and does not mind that others change it meanwhile.
     let written = unsafe { libc::writev(file.as_raw_fd(), slices.as_ptr(), count) };
     usize::try_from(written).map_err(|_| io::Error::last_os_error())
 }

@@ -1,0 +1,43 @@
+use std::sync::Arc;
+
+use vring::Queue;
+
+use super::backend::{NetBackend, NetPort};
+use super::device::Shared;
+use super::spec::{ETHERNET_HEADER, HEADER, MAX_FRAME};
+use crate::dma::DmaView;
+use crate::serve::{Service, Wait};
+
+/// Frames sent before other queues have their turn.
+const BURST: usize = 256;
+
+/// Bytes of the shortest and the longest frame sent, with their headers.
+const SHORTEST: u64 = (HEADER + ETHERNET_HEADER) as u64;
+const LONGEST: u64 = (HEADER + MAX_FRAME) as u64;
+
+/// A transmit queue (§5.1.6.2): hands the driver's buffers to the host as they are.
+pub(super) struct Transmit<B: NetBackend> {
+    pub(super) shared: Arc<Shared<B>>,
+    pub(super) port: Arc<B::Port>,
+}
+
+impl<M: DmaView, B: NetBackend> Service<M> for Transmit<B> {
+    fn serve(
+        &mut self,
+        queue: &mut Queue<M>,
+        memory: &M::M,
+        _: bool,
+    ) -> Result<Wait, vring::Error> {
+        for _ in 0..BURST {
+            let Some(chain) = queue.pop(&memory)? else {
+                return Ok(Wait::Buffers);
+            };
+            let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
+            // A frame that the host does not take is lost, as on any network.
+            let sent = sendable && self.port.send(chain.reader().slices()).is_ok();
+            self.shared.counters.transmitted(sent);
+            queue.push(chain, 0)?;
+        }
+        Ok(Wait::Turn)
+    }
+}
