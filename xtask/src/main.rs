@@ -3,6 +3,7 @@
 mod lab;
 mod process;
 mod progress;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -24,6 +25,8 @@ enum Task {
     /// Fetches all that it needs. Runs on this machine's KVM where that is backed by hardware and
     /// the task runs as root, otherwise inside the emulated host of the lab.
     Boot(lab::boot::BootArgs),
+    /// Check everything: format, lints, tests in debug and release, packages, KVM, the lab
+    Test(test::TestArgs),
     /// Run one lab scenario inside an emulated host that has KVM
     Lab(lab::LabArgs),
 }
@@ -31,6 +34,7 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Boot(args) => lab::boot::boot(&args),
+        Task::Test(args) => test::test(&args),
         Task::Lab(args) => lab::run(&args),
     };
     match result {

@@ -51,6 +51,9 @@ const EXPECTED: [&str; 17] = [
     "host: init seen: ",
 ];
 
+/// How many checks one boot makes.
+pub const CHECKS: u64 = EXPECTED.len() as u64;
+
 /// What boots, and in what.
 #[derive(Args, Clone, Debug)]
 pub struct BootArgs {

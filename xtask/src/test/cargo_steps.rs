@@ -1,0 +1,265 @@
+//! The steps that need cargo alone.
+
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::summary::Counts;
+use super::{Outcome, Run, Session};
+use crate::{process, workspace};
+
+/// In this order: the cheap first, and those that share build products side by side.
+pub const STEPS: &[(&str, Run)] = &[
+    ("format", format),
+    ("clippy", clippy),
+    ("tests, debug", tests_debug),
+    ("tests, release", tests_release),
+    ("loom", loom),
+    ("address sanitizer", address_sanitizer),
+    ("fuzz targets", fuzz_targets),
+    ("each crate alone", alone),
+    ("packages", packages),
+    ("documentation", documentation),
+    ("book", book),
+    ("licences and duplicates", deny),
+];
+
+const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
+
+fn cargo(args: &[&str]) -> Result<Command> {
+    let mut cargo = workspace::cargo()?;
+    cargo.args(args);
+    Ok(cargo)
+}
+
+fn format(session: &Session) -> Result<Outcome> {
+    session.check("format", &mut cargo(&["fmt", "--all", "--check"])?)
+}
+
+fn clippy(session: &Session) -> Result<Outcome> {
+    let args = [
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    session.check("clippy", &mut cargo(&args)?)
+}
+
+fn tests_debug(session: &Session) -> Result<Outcome> {
+    let args = [
+        "test",
+        "--locked",
+        "--workspace",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+    ];
+    session.tests("tests-debug", &mut cargo(&args)?)
+}
+
+fn tests_release(session: &Session) -> Result<Outcome> {
+    let args = [
+        "test",
+        "--locked",
+        "--workspace",
+        "--release",
+        "--no-fail-fast",
+        "--",
+        "--show-output",
+    ];
+    session.tests("tests-release", &mut cargo(&args)?)
+}
+
+/// The crates that have loom models, with `--cfg loom`.
+fn loom(session: &Session) -> Result<Outcome> {
+    let mut counts = Counts::default();
+    let mut notes = Vec::new();
+    for package in packages_where(|package| depends_on(package, "loom"))? {
+        let mut command = cargo(&[
+            "test",
+            "--locked",
+            "--release",
+            "--tests",
+            "-p",
+            &package,
+            "loom",
+        ])?;
+        command.env("RUSTFLAGS", "--cfg loom");
+        let outcome = session.tests(&format!("loom-{package}"), &mut command)?;
+        counts = counts.and(outcome.counts);
+        notes.push(outcome.note);
+    }
+    Ok(Outcome {
+        counts,
+        note: notes.concat(),
+    })
+}
+
+/// The crates with unsafe code, under AddressSanitizer on the stable toolchain.
+fn address_sanitizer(session: &Session) -> Result<Outcome> {
+    let mut command = cargo(&[
+        "test",
+        "--locked",
+        "--tests",
+        "--no-fail-fast",
+        "--target",
+        HOST_TARGET,
+    ])?;
+    for package in packages_where(|package| has_unsafe_code(package).unwrap_or(true))? {
+        command.args(["-p", &package]);
+    }
+    command.args(["--", "--show-output"]);
+    command
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("RUSTFLAGS", "-Zsanitizer=address");
+    session.tests("address-sanitizer", &mut command)
+}
+
+/// The targets build against libFuzzer; the tests of package `fuzz` already ran their functions.
+fn fuzz_targets(session: &Session) -> Result<Outcome> {
+    session.check(
+        "fuzz",
+        &mut cargo(&[
+            "check",
+            "--locked",
+            "-p",
+            "fuzz",
+            "--bins",
+            "--features",
+            "libfuzzer",
+        ])?,
+    )
+}
+
+/// Each crate with default features and with none, without what other crates switch on.
+fn alone(session: &Session) -> Result<Outcome> {
+    let mut counts = Counts::default();
+    for package in packages_where(is_published)? {
+        for features in [&["--all-features"][..], &[], &["--no-default-features"]] {
+            let mut command = cargo(&["check", "--locked", "-p", &package])?;
+            let outcome = session.check(&format!("alone-{package}"), command.args(features))?;
+            counts = counts.and(outcome.counts);
+        }
+    }
+    Ok(Outcome {
+        counts,
+        note: String::new(),
+    })
+}
+
+/// What would be published, built from the packages' own files.
+fn packages(session: &Session) -> Result<Outcome> {
+    let mut command = cargo(&["package", "--locked", "--allow-dirty"])?;
+    let packages = packages_where(is_published)?;
+    for package in &packages {
+        command.args(["-p", package]);
+    }
+    session.check("packages", &mut command)?;
+    let passed = u64::try_from(packages.len())?;
+    Ok(Outcome {
+        counts: Counts {
+            passed,
+            ..Counts::default()
+        },
+        note: String::new(),
+    })
+}
+
+fn documentation(session: &Session) -> Result<Outcome> {
+    let mut command = cargo(&["doc", "--locked", "--workspace", "--no-deps"])?;
+    session.check("documentation", command.env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+fn book(session: &Session) -> Result<Outcome> {
+    if !process::exists("mdbook") {
+        return Ok(Outcome::skipped(
+            "mdbook is not installed (cargo install mdbook)",
+        ));
+    }
+    let out = workspace::target()?.join("book");
+    let mut command = Command::new("mdbook");
+    command
+        .args(["build", "docs", "--dest-dir"])
+        .arg(out)
+        .current_dir(workspace::root()?);
+    session.check("book", &mut command)
+}
+
+/// Licences, sources and duplicates, as `deny.toml` says. Advisories need the network's database
+/// and are left to whoever has it.
+fn deny(session: &Session) -> Result<Outcome> {
+    let tools = workspace::target()?.join("tools");
+    let installed = tools.join("bin/cargo-deny");
+    let program = if process::exists("cargo-deny") {
+        "cargo-deny".into()
+    } else {
+        if !installed.exists() {
+            let mut install = cargo(&["install", "--locked", "--quiet", "cargo-deny", "--root"])?;
+            session.check("install-cargo-deny", install.arg(&tools))?;
+        }
+        installed
+    };
+    let mut command = Command::new(program);
+    command.current_dir(workspace::root()?);
+    command.args(["check", "bans", "licenses", "sources"]);
+    session.check("deny", &mut command)
+}
+
+/// The names of this workspace's packages for which `wanted` holds.
+fn packages_where(wanted: impl Fn(&Value) -> bool) -> Result<Vec<String>> {
+    let text = process::output(&mut cargo(&[
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+    ])?)?;
+    let metadata: Value = serde_json::from_slice(&text)?;
+    let packages = metadata
+        .get("packages")
+        .and_then(Value::as_array)
+        .context("no packages")?;
+    Ok(packages
+        .iter()
+        .filter(|package| wanted(package))
+        .filter_map(|package| Some(package.get("name")?.as_str()?.to_owned()))
+        .collect())
+}
+
+fn is_published(package: &Value) -> bool {
+    // `publish = false` is an empty list of registries.
+    package.get("publish").is_none_or(Value::is_null)
+}
+
+fn depends_on(package: &Value, name: &str) -> bool {
+    let dependencies = package.get("dependencies").and_then(Value::as_array);
+    dependencies.is_some_and(|all| {
+        all.iter()
+            .any(|one| one.get("name").and_then(Value::as_str) == Some(name))
+    })
+}
+
+fn has_unsafe_code(package: &Value) -> Result<bool> {
+    let targets = package
+        .get("targets")
+        .and_then(Value::as_array)
+        .context("no targets")?;
+    for target in targets {
+        let is_library = target
+            .get("kind")
+            .and_then(Value::as_array)
+            .is_some_and(|kinds| kinds.contains(&"lib".into()));
+        if is_library {
+            let path = target
+                .get("src_path")
+                .and_then(Value::as_str)
+                .context("no source")?;
+            return Ok(!std::fs::read_to_string(path)?.contains("#![forbid(unsafe_code)]"));
+        }
+    }
+    Ok(false)
+}

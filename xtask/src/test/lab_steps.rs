@@ -1,0 +1,155 @@
+//! The steps that need KVM: this machine's, or that of the lab.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Parser as _;
+use serde_json::Value;
+
+use super::summary::Counts;
+use super::{Outcome, Run, Session};
+use crate::lab::boot::{self, BootArgs};
+use crate::lab::host::Host;
+use crate::process::{self, quoted};
+use crate::workspace;
+
+/// In this order.
+pub const STEPS: &[(&str, Run)] = &[
+    ("kvm, this machine", kvm_here),
+    ("kvm, lab", kvm_in_the_lab),
+    ("boot", |session| boots(session, &[])),
+    ("boot, 2 cpus", |session| boots(session, &["--cpus", "2"])),
+    ("boot, mmio", |session| {
+        boots(session, &["--transport", "mmio"])
+    }),
+    ("boot, kernel 6.1", |session| {
+        boots(session, &["--kernel", "6.1"])
+    }),
+    ("boot, elf kernel", |session| boots(session, &["--elf"])),
+];
+
+/// A `boot` command line, parsed as the command line is.
+#[derive(clap::Parser)]
+struct Boot {
+    #[command(flatten)]
+    args: BootArgs,
+}
+
+fn boots(session: &Session, flags: &[&str]) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let args = Boot::try_parse_from(["boot"].iter().chain(flags))?.args;
+    let name = format!("boot{}", flags.concat());
+    let (_, measured) = boot::run(&args, &name, &session.progress)?;
+    let note = format!("{} exits to init", measured.exits_to_init.total());
+    Ok(Outcome {
+        counts: Counts {
+            passed: boot::CHECKS,
+            ..Counts::default()
+        },
+        note,
+    })
+}
+
+fn kvm_here(session: &Session) -> Result<Outcome> {
+    let kvm = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm");
+    if let Err(error) = kvm {
+        return Ok(Outcome::skipped(&format!("/dev/kvm: {error}")));
+    }
+    let mut counts = Counts::default();
+    for binary in kvm_tests()? {
+        let mut command = Command::new(&binary);
+        let outcome = session.tests("kvm-here", command.arg("--show-output"))?;
+        counts = counts.and(outcome.counts);
+    }
+    let mut demo = Command::new(reference_vmm()?);
+    let outcome = session.check("demo-here", demo.arg("demo"))?;
+    Ok(Outcome {
+        counts: counts.and(outcome.counts),
+        note: String::new(),
+    })
+}
+
+fn kvm_in_the_lab(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let mut script = String::from("failed=0\n");
+    for binary in kvm_tests()? {
+        let binary = quoted(&binary.to_string_lossy());
+        script.push_str(&format!("{binary} --show-output || failed=1\n"));
+    }
+    let vmm = reference_vmm()?;
+    script.push_str(&format!(
+        "{} demo || failed=1\nexit $failed\n",
+        quoted(&vmm.to_string_lossy())
+    ));
+    let host = Host::new("kvm", Duration::from_secs(300));
+    let finished = host.run(host.folder()?, &script, &session.progress)?;
+    let counts = Counts::of_tests(&finished.output);
+    if finished.status != 0 {
+        bail!(
+            "{}\nthe logs are in {}",
+            finished.output,
+            finished.folder.display()
+        );
+    }
+    Ok(Outcome {
+        counts: counts.and(Counts::PASSED),
+        note: String::new(),
+    })
+}
+
+/// Why the lab cannot run here, if it cannot; on CI that is an error.
+fn unavailable(session: &Session) -> Result<Option<Outcome>> {
+    let why = if cfg!(not(target_arch = "x86_64")) {
+        "the lab emulates x86-64 on x86-64"
+    } else if !Path::new("/etc/debian_version").exists() {
+        "the lab needs Debian's packages"
+    } else {
+        return Ok(None);
+    };
+    if session.on_ci {
+        bail!("{why}: on CI the lab must run");
+    }
+    Ok(Some(Outcome::skipped(why)))
+}
+
+/// The release build of the VMM.
+fn reference_vmm() -> Result<PathBuf> {
+    process::run_quietly(workspace::cargo()?.args(["build", "--release", "-p", "reference-vmm"]))?;
+    Ok(workspace::target()?.join("release/reference-vmm"))
+}
+
+/// The test binaries of the crate that drives KVM.
+fn kvm_tests() -> Result<Vec<PathBuf>> {
+    let messages = process::output_text(workspace::cargo()?.args([
+        "test",
+        "--locked",
+        "--workspace",
+        "--tests",
+        "--no-run",
+        "--message-format=json",
+    ]))?;
+    Ok(messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|message| {
+            let field = |name: &str| {
+                message
+                    .get(name)
+                    .and_then(Value::as_str)
+                    .unwrap_or_default()
+            };
+            let is_test = message.pointer("/profile/test") == Some(&Value::Bool(true));
+            is_test && field("package_id").contains("reference-vmm")
+        })
+        .filter_map(|message| message.get("executable")?.as_str().map(PathBuf::from))
+        .collect())
+}
