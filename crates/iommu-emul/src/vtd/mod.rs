@@ -1,5 +1,24 @@
 //! The VT-d remapping unit.
 
 mod capability;
+mod dma;
+mod drain;
+mod event;
+mod fault_log;
+mod interrupt;
+mod invalidation;
+mod memory;
+mod queue;
+mod registers;
+mod state;
+mod unit;
+mod walk;
 
 pub use capability::{Capabilities, CapabilityError, Config};
+pub use dma::{DmaGuard, DmaMemory, DmaSlices, DmaView};
+pub use interrupt::Remapper;
+pub use invalidation::{Invalidation, InvalidationObserver};
+pub use memory::PhysicalMemory;
+pub use state::{StateError, UnitState};
+pub use unit::Unit;
+pub use walk::Access;

@@ -1,0 +1,263 @@
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use pio_mmio_bus::{
+    interrupt::{MsiMessage, MsiSink},
+    pci::RequesterId,
+};
+
+use super::{
+    Access, Capabilities, Invalidation, InvalidationObserver, PhysicalMemory,
+    dma::{DmaView, Source},
+    drain::Waiter,
+    interrupt::{InterruptTable, Routes},
+    registers::Registers,
+    walk::{Leaf, RootTable},
+};
+use crate::spec::{fault::FaultRecord, register::Global};
+
+/// A remapping unit: its registers are a [`BusDevice`](pio_mmio_bus::bus::BusDevice), devices see memory through the views it
+/// hands out, and their interrupts go through its [`Remapper`](super::Remapper).
+///
+/// Register accesses and the invalidation queue take one lock, translations none, misses one for each requester.
+pub struct Unit<M: PhysicalMemory> {
+    capabilities: Capabilities,
+    memory: M,
+    sink: Arc<dyn MsiSink>,
+    pub(super) registers: Mutex<Registers>,
+    /// Translation is on. Only changed with the registers locked.
+    pub(super) enabled: AtomicBool,
+    /// The root table address as the last command latched it. Only changed with the registers locked.
+    pub(super) root: AtomicU64,
+    pub(super) interrupts: Mutex<InterruptTable>,
+    pub(super) routes: Routes,
+    sources: Mutex<Vec<Weak<Source>>>,
+    observers: Mutex<Vec<Weak<dyn InvalidationObserver>>>,
+    /// An invalidation waits for guards: whoever drops the last of a generation looks after it.
+    draining: AtomicBool,
+}
+
+impl<M: PhysicalMemory> Unit<M> {
+    /// A unit after reset. `memory` is the guest's, `sink` takes the unit's own interrupts and those that it lets through.
+    pub fn new(capabilities: Capabilities, memory: M, sink: Arc<dyn MsiSink>) -> Arc<Self> {
+        let registers = Registers::new(&capabilities);
+        Self::assemble(
+            capabilities,
+            memory,
+            sink,
+            registers,
+            false,
+            0,
+            InterruptTable::default(),
+        )
+    }
+
+    pub(super) fn assemble(
+        capabilities: Capabilities,
+        memory: M,
+        sink: Arc<dyn MsiSink>,
+        registers: Registers,
+        enabled: bool,
+        root: u64,
+        interrupts: InterruptTable,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            capabilities,
+            memory,
+            sink,
+            registers: Mutex::new(registers),
+            enabled: AtomicBool::new(enabled),
+            root: AtomicU64::new(root),
+            interrupts: Mutex::new(interrupts),
+            routes: Routes::default(),
+            sources: Mutex::default(),
+            observers: Mutex::default(),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// What the unit can do.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    pub(crate) fn memory(&self) -> &M {
+        &self.memory
+    }
+
+    /// Memory as `requester` sees it, for its requests without PASID.
+    pub fn view(self: &Arc<Self>, requester: RequesterId) -> DmaView<M> {
+        self.source_view(requester, None)
+    }
+
+    /// Memory as `requester` sees it in its requests with `pasid`.
+    pub fn view_with_pasid(self: &Arc<Self>, requester: RequesterId, pasid: u32) -> DmaView<M> {
+        self.source_view(requester, Some(pasid))
+    }
+
+    fn source_view(self: &Arc<Self>, requester: RequesterId, pasid: Option<u32>) -> DmaView<M> {
+        let source = Arc::new(Source::new(requester, pasid));
+        let mut sources = lock(&self.sources);
+        sources.retain(|source| source.strong_count() > 0);
+        sources.push(Arc::downgrade(&source));
+        DmaView::new(Arc::clone(self), source)
+    }
+
+    /// Lets `observer` know of each invalidation, as long as it lives.
+    pub fn observe(&self, observer: Weak<dyn InvalidationObserver>) {
+        lock(&self.observers).push(observer);
+    }
+
+    pub(super) fn root_table(&self) -> Option<RootTable> {
+        self.enabled
+            .load(Ordering::Acquire)
+            .then(|| RootTable(self.root.load(Ordering::Acquire)))
+    }
+
+    /// Serves a miss and reports what is blocked.
+    pub(crate) fn walk(
+        &self,
+        source: &Source,
+        physical: &M::T,
+        address: u64,
+        access: Access,
+    ) -> Option<Leaf> {
+        match source.walk(
+            &**physical,
+            &self.capabilities,
+            || self.root_table(),
+            address,
+            access,
+        ) {
+            Ok(leaf) => Some(leaf),
+            Err(blocked) => {
+                if let Some(blocked) = blocked.filter(|blocked| !blocked.quiet) {
+                    self.report(FaultRecord::dma(
+                        blocked.reason,
+                        blocked.requester.0,
+                        blocked.pasid,
+                        address,
+                        access == Access::Write,
+                    ));
+                }
+                None
+            }
+        }
+    }
+
+    pub(super) fn report(&self, fault: FaultRecord) {
+        let mut registers = self.lock_registers();
+        let message = registers.faults.record(fault);
+        registers.outbox.extend(message);
+        self.unlock_registers(registers);
+    }
+
+    pub(super) fn lock_registers(&self) -> MutexGuard<'_, Registers> {
+        lock(&self.registers)
+    }
+
+    /// Unlocks, then sends what accumulated: the sink may well come back.
+    pub(super) fn unlock_registers(&self, mut registers: MutexGuard<'_, Registers>) {
+        let outbox = std::mem::take(&mut registers.outbox);
+        drop(registers);
+        for message in outbox {
+            self.send(message);
+        }
+    }
+
+    /// Hands a message to the interrupt controller. An event that it refuses is lost, as on hardware.
+    pub(super) fn send(&self, message: MsiMessage) {
+        let _lost = self.sink.send(message);
+    }
+
+    pub(super) fn sink(&self) -> &Arc<dyn MsiSink> {
+        &self.sink
+    }
+
+    /// Drops what `invalidation` covers from every cache. Its effect on guards that are older is waited for by
+    /// [`Self::wait`].
+    pub(super) fn invalidate(&self, invalidation: &Invalidation) {
+        for source in lock(&self.sources).iter().filter_map(Weak::upgrade) {
+            source.invalidate(invalidation);
+        }
+        lock(&self.observers).retain(|observer| {
+            observer
+                .upgrade()
+                .inspect(|observer| observer.invalidated(invalidation))
+                .is_some()
+        });
+    }
+
+    /// Completes `waiter` when the guards are gone that may have used what was invalidated so far.
+    pub(super) fn wait(&self, registers: &mut Registers, waiter: Waiter) {
+        if registers.drain.running() {
+            registers.drain.queue(waiter);
+        } else {
+            self.start_drain(registers, vec![waiter]);
+        }
+    }
+
+    fn start_drain(&self, registers: &mut Registers, waiters: Vec<Waiter>) {
+        // First this, then the count: a guard that goes meanwhile is either seen gone or looks here.
+        self.draining.store(true, Ordering::SeqCst);
+        let generations: Vec<_> = lock(&self.sources)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .flat_map(|source| source.lanes())
+            .filter_map(|lane| lane.turn())
+            .collect();
+        registers.drain.start(generations, waiters);
+        self.settle(registers);
+    }
+
+    /// Completes what has drained.
+    fn settle(&self, registers: &mut Registers) {
+        while let Some((waiters, next)) = registers.drain.finish() {
+            self.draining.store(false, Ordering::SeqCst);
+            for waiter in waiters {
+                self.complete(registers, waiter);
+            }
+            if !next.is_empty() {
+                self.start_drain(registers, next);
+            }
+        }
+    }
+
+    fn complete(&self, registers: &mut Registers, waiter: Waiter) {
+        match waiter {
+            Waiter::Translation(on) => registers.status.set(Global::TRANSLATION, on),
+            Waiter::Context => registers.complete_context(),
+            Waiter::Iotlb => registers.complete_iotlb(),
+            Waiter::Queue(wait) => self.complete_wait(registers, wait),
+        }
+    }
+
+    /// Called without a lock by whoever dropped the last guard of a generation.
+    pub(crate) fn guards_drained(&self) {
+        if self.draining.load(Ordering::SeqCst) {
+            let mut registers = self.lock_registers();
+            self.settle(&mut registers);
+            self.run_queue(&mut registers);
+            self.unlock_registers(registers);
+        }
+    }
+}
+
+impl<M: PhysicalMemory> fmt::Debug for Unit<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unit")
+            .field("capabilities", &self.capabilities)
+            .field("registers", &self.registers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Locks whatever a panicking thread left: every state between two statements here is a valid one.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
