@@ -1,5 +1,6 @@
 //! Virtio devices: the status machine, the transports, the device models and their host back-ends.
 
+pub mod block;
 mod config;
 mod device;
 mod dma;

@@ -1,6 +1,13 @@
 //! A device that only records what its transport does with it, and a line that records its level.
 #![allow(dead_code, reason = "each test uses its part")]
-#![expect(clippy::unwrap_used, reason = "test code")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    reason = "test code"
+)]
+
+pub mod driver;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
