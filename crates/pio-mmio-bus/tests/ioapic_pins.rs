@@ -264,6 +264,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn pins_behave_as_the_model(steps in steps()) {
         let mut f = Fixture::new();

@@ -189,6 +189,10 @@ fn signals_while_masked_are_pending_and_delivered_once() {
     f.set(65, 0x31, false);
     assert_eq!(f.sent(), [0x31]);
     assert_eq!(f.read(f.msix.pba_offset() + 8), 0);
+    // A signal on its way to the guest is not pending, and looking for it does not take it away.
+    f.routes[65].trigger().unwrap();
+    assert_eq!(f.read(f.msix.pba_offset() + 8), 0);
+    assert_eq!(f.sent(), [0x31]);
     f.control(ENABLE | FUNCTION_MASK);
     f.routes[65].trigger().unwrap();
     assert_eq!(f.sent(), []);

@@ -344,6 +344,8 @@ fn saved_state_places_bars_again() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
     /// Snapshot bytes (CVE-2023-50711): what is accepted differs from the function only where the guest can write, and
     /// what is refused changes nothing.
     #[test]

@@ -357,7 +357,7 @@ fn config_ports_partial_accesses() {
                 } else if offset >= 4 && offset + width as u64 <= 8 {
                     assert_eq!((read, write), (Ok(()), Ok(())));
                     if register == 0 {
-                        let at = offset as usize - 4;
+                        let at = usize::from(offset.to_le_bytes()[0]) - 4;
                         assert_eq!(Some(&data[..]), registers.get(at..at + width));
                     }
                 } else {

@@ -242,8 +242,9 @@ impl ConfigBuilder {
 
 fn define_bridge(registers: &mut Registers) {
     registers.make_writable(bridge::PRIMARY_BUS, &[0xff; 3]);
-    for offset in [bridge::IO_BASE, bridge::IO_LIMIT] {
-        registers.define(offset, &[bridge::IO_32]);
+    // After a reset each window is closed: its base is above its limit.
+    for (offset, closed) in [(bridge::IO_BASE, 0xf0), (bridge::IO_LIMIT, 0)] {
+        registers.define(offset, &[closed | bridge::IO_32]);
         registers.make_writable(offset, &[0xf0]);
     }
     registers.make_writable(bridge::IO_UPPER, &[0xff; 4]);
@@ -251,11 +252,16 @@ fn define_bridge(registers: &mut Registers) {
         bridge::SECONDARY_STATUS,
         &Status::CLEARABLE.bits().to_le_bytes(),
     );
-    for offset in [bridge::MEMORY_BASE, bridge::MEMORY_LIMIT] {
-        registers.make_writable(offset, &[0xf0, 0xff]);
-    }
-    for offset in [bridge::PREFETCHABLE_BASE, bridge::PREFETCHABLE_LIMIT] {
-        registers.define(offset, &[bridge::PREFETCHABLE_64]);
+    for (offset, closed) in [
+        (bridge::MEMORY_BASE, [0xf0, 0xff]),
+        (bridge::MEMORY_LIMIT, [0, 0]),
+        (
+            bridge::PREFETCHABLE_BASE,
+            [0xf0 | bridge::PREFETCHABLE_64, 0xff],
+        ),
+        (bridge::PREFETCHABLE_LIMIT, [bridge::PREFETCHABLE_64, 0]),
+    ] {
+        registers.define(offset, &closed);
         registers.make_writable(offset, &[0xf0, 0xff]);
     }
     registers.make_writable(bridge::PREFETCHABLE_BASE_UPPER, &[0xff; 8]);
