@@ -6,8 +6,9 @@ mod machine;
 use std::sync::{Arc, OnceLock, Weak};
 
 use machine::*;
-use pio_mmio_bus::bus::{AccessError, BusDevice};
+use pio_mmio_bus::bus::{AccessError, BusDevice, Doorbell};
 use pio_mmio_bus::pci::{Bar, BarKind, ConfigBuilder, ConfigError, ConfigSpace, PciFunction};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const IO: BarKind = BarKind::Io;
 const M32: BarKind = BarKind::Memory32 {
@@ -254,6 +255,51 @@ fn fixed_regions_cannot_be_covered() {
     assert_eq!(peek(&mut mmio, 0xfe00_0000), None);
     write32(&*function, BAR0, 0xfd00_0000);
     assert_eq!(peek(&mut mmio, 0xfd00_0001), Some(1));
+}
+
+/// A doorbell on a BAR rings wherever the BAR is, and only while it is decoded.
+#[test]
+fn doorbells_follow_the_bar() {
+    let machine = Machine::new();
+    let device = Echo::new(0);
+    let function = machine.function(&[(0, M32, 0x1000)], Arc::clone(&device) as _);
+    let eventfd = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let (space, region) = function.bar_region(0).unwrap();
+    assert_eq!(function.bar_region(1), None);
+    let doorbell = Doorbell {
+        width: Some(2),
+        datamatch: None,
+        needs_value: false,
+        eventfd: Arc::clone(&eventfd),
+    };
+    let bus = machine.decoder.bus(space);
+    bus.add_doorbell(region, 0x104, doorbell).unwrap();
+    let mut mmio = machine.mmio.reader();
+    let mut rung = |base: u64| {
+        let _ = mmio.write(base + 0x104, &[0, 0]);
+        eventfd.read().is_ok()
+    };
+    let place = |base: u32| write32(&*function, BAR0, base);
+    place(0xe000_0000);
+    assert!(!rung(0xe000_0000));
+    write16(&*function, COMMAND, COMMAND_MEMORY);
+    assert!(rung(0xe000_0000));
+    place(0xf000_0000);
+    assert!(!rung(0xe000_0000));
+    assert!(rung(0xf000_0000));
+    write16(&*function, COMMAND, 0);
+    assert!(!rung(0xf000_0000));
+    // Displaced for a while by something fixed.
+    let fixed = bus
+        .insert(0xe000_0000, 0x10, "fixed", Echo::new(0))
+        .unwrap();
+    place(0xe000_0000);
+    write16(&*function, COMMAND, COMMAND_MEMORY);
+    assert!(!rung(0xe000_0000));
+    drop(bus.remove(fixed).unwrap());
+    place(0xe000_0000);
+    assert!(rung(0xe000_0000));
+    assert!(device.written.lock().unwrap().is_empty());
 }
 
 /// Moves its own BAR when it is written.

@@ -181,7 +181,13 @@ fn ports_claiming_the_same_bus_do_not_confuse() {
 #[test]
 fn ari_forwarding() {
     let (machine, ports, _) = machine();
-    ports[0].bus().insert(0x81, endpoint(&machine)).unwrap();
+    let function = ConfigBuilder::endpoint(IDENTITY)
+        .capability(Capability::alternative_routing(0x83))
+        .build(&machine.decoder)
+        .unwrap();
+    assert_eq!(read32(&*function, 0x100), 0x0001_000e);
+    assert_eq!(read32(&*function, 0x104), 0x8300);
+    ports[0].bus().insert(0x81, function).unwrap();
     machine.write32(PORT, 0x18, 0x0001_0100);
     let high = RequesterId::new(1, 0x81);
     assert_eq!(machine.read32(high, 0), u32::MAX);

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::function::CapabilityHandler;
 use super::spec::{
-    acs, capability_id, express,
+    acs, ari, capability_id, express,
     express::{DeviceControl, ROLE_BASED_ERRORS},
     extended_capability_id,
 };
@@ -166,6 +166,13 @@ impl Capability {
         Self::extended(extended_capability_id::ACS, acs::VERSION, acs::LENGTH)
             .value(acs::CAPABILITY, &bits)
             .writable(acs::CONTROL, &bits)
+    }
+
+    /// Alternative routing-ID interpretation, by which software finds functions above 7; `next` is the function to look
+    /// at after this one, 0 for none (PCIe §7.8.7).
+    pub fn alternative_routing(next: u8) -> Self {
+        Self::extended(extended_capability_id::ARI, ari::VERSION, ari::LENGTH)
+            .value(ari::NEXT_FUNCTION, &[next])
     }
 }
 

@@ -389,6 +389,16 @@ pub mod acs {
     }
 }
 
+/// Alternative routing-ID interpretation (PCIe §7.8.7).
+pub mod ari {
+    /// Length of the extended capability in bytes.
+    pub const LENGTH: usize = 8;
+    /// Version of the extended capability.
+    pub const VERSION: u8 = 1;
+    /// Next function number.
+    pub const NEXT_FUNCTION: usize = 5;
+}
+
 /// The configuration mechanism of ports 0xCF8 and 0xCFC (PCI §3.2.2.3.2).
 pub mod ports {
     /// First port.
