@@ -2,9 +2,11 @@
 
 pub mod block;
 mod config;
+pub mod console;
 mod device;
 mod dma;
 pub mod net;
+pub mod rng;
 mod serve;
 pub mod transport;
 mod worker;
