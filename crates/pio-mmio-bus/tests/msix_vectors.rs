@@ -11,12 +11,13 @@ use std::sync::Arc;
 
 use machine::*;
 use pio_mmio_bus::bus::{AccessError, BusDevice};
-use pio_mmio_bus::interrupt::{MsiMessage, MsiRoute, RecordingRouter};
+use pio_mmio_bus::interrupt::{InterruptError, MsiMessage, MsiRoute, MsiRouter, RecordingRouter};
 use pio_mmio_bus::pci::{
     ConfigBuilder, ConfigSpace, Msi, Msix, MsixEntryState, MsixState, PciFunction, RequesterId,
-    VectorsError,
+    RootPort, VectorsError,
 };
 use proptest::prelude::*;
+use vmm_sys_util::eventfd::EventFd;
 
 const ENABLE: u16 = 1 << 15;
 const FUNCTION_MASK: u16 = 1 << 14;
@@ -247,6 +248,93 @@ fn saved_state_keeps_what_is_pending() {
     ));
 }
 
+/// An interrupt remapper that refuses the messages to one address.
+struct Remapper {
+    router: RecordingRouter,
+    refused: u64,
+}
+
+struct Remapped {
+    route: Arc<dyn MsiRoute>,
+    refused: u64,
+}
+
+impl MsiRouter for Remapper {
+    fn allocate(&self) -> Result<Arc<dyn MsiRoute>, InterruptError> {
+        Ok(Arc::new(Remapped {
+            route: self.router.allocate()?,
+            refused: self.refused,
+        }))
+    }
+}
+
+impl MsiRoute for Remapped {
+    fn eventfd(&self) -> &EventFd {
+        self.route.eventfd()
+    }
+
+    fn update(&self, message: Option<MsiMessage>) -> Result<(), InterruptError> {
+        match message {
+            Some(message) if message.address == self.refused => {
+                Err(InterruptError::Blocked(message))
+            }
+            message => self.route.update(message),
+        }
+    }
+}
+
+/// The message address is an IOVA to an interrupt remapper, which may refuse it (Cloud Hypervisor #8760, "Following the White
+/// Rabbit"): then nothing is delivered, neither there nor where the vector pointed before, and the guest may point it elsewhere.
+#[test]
+fn a_refused_message_is_not_delivered() {
+    let remapper = Remapper {
+        router: RecordingRouter::new(),
+        refused: 0xfee0_1000,
+    };
+    let msix = Msix::new(1, &remapper).unwrap();
+    let machine = Machine::new();
+    let function = ConfigBuilder::endpoint(IDENTITY)
+        .capability(msix.capability(0, 0))
+        .build(&machine.decoder)
+        .unwrap();
+    let route = msix.route(0).unwrap();
+    let point = |address: u32| msix.write(0, &address.to_le_bytes()).unwrap();
+    point(0xfee0_0000);
+    msix.write(12, &[0; 4]).unwrap();
+    write16(&*function, CONTROL, ENABLE);
+    route.trigger().unwrap();
+    assert_eq!(remapper.router.take().len(), 1);
+    point(0xfee0_1000);
+    route.trigger().unwrap();
+    assert_eq!(remapper.router.take(), []);
+    assert!(msix.save().entries[0].pending);
+    point(0xfee0_2000);
+    assert_eq!(remapper.router.take()[0].address, 0xfee0_2000);
+}
+
+/// A message carries the identity of its function, not of the bridge above it (Cloud Hypervisor #8760), and follows when the
+/// guest renumbers.
+#[test]
+fn messages_carry_the_requester_behind_the_bridge() {
+    let machine = Machine::new();
+    let router = RecordingRouter::new();
+    let msix = Msix::new(1, &router).unwrap();
+    let function = ConfigBuilder::endpoint(IDENTITY)
+        .capability(msix.capability(0, 0))
+        .build(&machine.decoder)
+        .unwrap();
+    let port = RootPort::new(&machine.root, 4).unwrap();
+    port.bus().insert(0, Arc::clone(&function) as _).unwrap();
+    msix.write(12, &[0; 4]).unwrap();
+    write16(&*function, CONTROL, ENABLE);
+    for bus in [1, 0x42, 0xff] {
+        let id = RequesterId::new(0, RequesterId::devfn_of(4, 0));
+        machine.write32(id, 0x18, 0xff_0000 | u32::from(bus) << 8);
+        msix.route(0).unwrap().trigger().unwrap();
+        assert_eq!(router.take()[0].requester, RequesterId::new(bus, 0));
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Signal(usize),
@@ -320,6 +408,41 @@ proptest! {
                 }
             }
             prop_assert_eq!(f.router.take(), expected);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Snapshot bytes (CVE-2023-50711): any table is one that the guest could have written, but for the low address bits.
+    #[test]
+    fn hostile_saved_state(
+        entries in prop::collection::vec((any::<u64>(), any::<u32>(), any::<bool>(), any::<bool>()), 0..5),
+        control: u16,
+    ) {
+        let f = Fixture::new(3);
+        let state = MsixState {
+            entries: entries
+                .into_iter()
+                .map(|(address, data, masked, pending)| MsixEntryState { address, data, masked, pending })
+                .collect(),
+        };
+        f.control(control);
+        let fresh = f.msix.save();
+        match f.msix.restore(&state) {
+            Ok(()) => {
+                let open = control & (ENABLE | FUNCTION_MASK) == ENABLE;
+                for (saved, restored) in state.entries.iter().zip(f.msix.save().entries) {
+                    let pending = saved.pending && (!open || saved.masked);
+                    let address = saved.address & !3;
+                    prop_assert_eq!(restored, MsixEntryState { address, pending, ..*saved });
+                }
+            }
+            Err(_) => {
+                prop_assert_ne!(state.entries.len(), 3);
+                prop_assert_eq!(f.msix.save(), fresh);
+            }
         }
     }
 }

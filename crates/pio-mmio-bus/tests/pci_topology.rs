@@ -4,13 +4,14 @@
 mod machine;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use machine::*;
 use pio_mmio_bus::bus::{AccessError, BusDevice};
 use pio_mmio_bus::interrupt::IrqLine;
 use pio_mmio_bus::pci::{
-    Capability, ConfigBuilder, ConfigPorts, ConfigSpace, Ecam, InterruptPin, PciFunction, PortType,
-    RequesterId, RootPort, TopologyError,
+    BarKind, Capability, ConfigBuilder, ConfigPorts, ConfigSpace, Ecam, InterruptPin, PciFunction,
+    PortType, RequesterId, RootPort, TopologyError,
 };
 
 fn endpoint(machine: &Machine) -> Arc<ConfigSpace> {
@@ -160,6 +161,37 @@ fn renumbering_from_two_vcpus_agrees_with_the_registers() {
     });
     let secondary = machine.read32(PORT, 0x18).to_le_bytes()[1];
     assert_eq!(first.requester(), RequesterId::new(secondary, 0));
+}
+
+/// A function is taken away while a vCPU accesses it (Firecracker #6088, #6087): afterwards it decodes nothing.
+#[test]
+fn removal_while_in_use() {
+    let machine = Machine::new();
+    let id = RequesterId::new(0, 3 << 3);
+    let kind = BarKind::Memory32 {
+        prefetchable: false,
+    };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut reader = machine.mmio.reader();
+            while !stop.load(Ordering::Relaxed) {
+                machine.write32(id, 0x10, 0xe000_0000);
+                machine.write32(id, 0x04, 2);
+                let vendor = machine.read32(id, 0);
+                assert!([PRESENT, u32::MAX].contains(&vendor), "{vendor:#x}");
+                peek(&mut reader, 0xe000_0000);
+            }
+        });
+        for _ in 0..200 {
+            let function = machine.function(&[(0, kind, 0x1000)], Echo::new(0));
+            machine.root.bus().insert(id.devfn(), function).unwrap();
+            std::thread::yield_now();
+            assert!(machine.root.bus().remove(id.devfn()).is_some());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(peek(&mut machine.mmio.reader(), 0xe000_0000), None);
 }
 
 #[test]

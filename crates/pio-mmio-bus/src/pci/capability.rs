@@ -89,10 +89,7 @@ impl Capability {
             PortType::RootPort(_) => (4, 0),
             PortType::IntegratedEndpoint => (9, express::FUNCTION_LEVEL_RESET),
         };
-        let mut control = DeviceControl::all();
-        if device == 0 {
-            control.remove(DeviceControl::INITIATE_RESET);
-        }
+        let control = DeviceControl::all().difference(DeviceControl::INITIATE_RESET);
         let mut capability = Self::standard(capability_id::EXPRESS, express::LENGTH)
             .value(
                 express::CAPABILITIES,

@@ -13,6 +13,9 @@ use super::spec::express::DeviceControl;
 use super::spec::{COMMAND, CONFIG_SPACE_SIZE, Command, STATUS, Status};
 use crate::bus::{AddressSpace, RegionId};
 
+/// The bit of the upper byte of the device control register that starts a reset (PCIe §7.5.3.4).
+const INITIATE_RESET: u8 = DeviceControl::INITIATE_RESET.bits().to_le_bytes()[1];
+
 /// The configuration space of an emulated function: header, BARs, capabilities.
 ///
 /// Made by a [`ConfigBuilder`](super::ConfigBuilder). It places the BARs on the bus as the guest programs and enables
@@ -156,14 +159,14 @@ impl PciFunction for ConfigSpace {
     fn write_config(&self, offset: u16, data: &[u8]) {
         let mut registers = self.lock();
         let start = usize::from(offset);
-        registers.write(start, data);
-        let resets = self.device_control.is_some_and(|at| {
-            DeviceControl::from_bits_truncate(registers.u16(at))
-                .contains(DeviceControl::INITIATE_RESET)
-        });
-        if resets {
+        let control = self
+            .device_control
+            .and_then(|at| (at + 1).checked_sub(start))
+            .and_then(|at| data.get(at));
+        if control.is_some_and(|upper| upper & INITIATE_RESET != 0) {
             self.reset_registers(&mut registers);
         } else {
+            registers.write(start, data);
             self.apply(&mut registers, &(start..start.saturating_add(data.len())));
         }
     }

@@ -1,4 +1,4 @@
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::bar::BarKind;
 use crate::bus::{AddressSpace, Bus, BusDevice, BusError, RegionId};
@@ -10,13 +10,16 @@ use crate::bus::{AddressSpace, Bus, BusDevice, BusError, RegionId};
 pub struct Decoder {
     pio: Bus,
     mmio: Bus,
-    displaced: Mutex<Vec<Displaced>>,
+    placements: Mutex<Vec<Placement>>,
 }
 
-struct Displaced {
+/// Where a region is to be.
+struct Placement {
     space: AddressSpace,
     region: RegionId,
-    base: u64,
+    base: Option<u64>,
+    /// There was no room for it.
+    displaced: bool,
 }
 
 impl Decoder {
@@ -25,7 +28,7 @@ impl Decoder {
         Arc::new(Self {
             pio,
             mmio,
-            displaced: Mutex::new(Vec::new()),
+            placements: Mutex::new(Vec::new()),
         })
     }
 
@@ -46,39 +49,55 @@ impl Decoder {
         device: Arc<dyn BusDevice>,
     ) -> Result<DecodedRegion, BusError> {
         let space = kind.space();
-        Ok(DecodedRegion {
-            region: self.bus(space).insert_unmapped(size, name, device)?,
+        let region = self.bus(space).insert_unmapped(size, name, device)?;
+        self.lock().push(Placement {
             space,
+            region,
+            base: None,
+            displaced: false,
+        });
+        Ok(DecodedRegion {
             decoder: Arc::clone(self),
+            space,
+            region,
         })
     }
 
     fn place(&self, space: AddressSpace, region: RegionId, base: Option<u64>) {
-        let mut displaced = self
-            .displaced
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        displaced.retain(|other| (other.space, other.region) != (space, region));
-        let moved = base.map(|base| Displaced {
-            space,
-            region,
-            base,
-        });
-        let refused = moved.filter(|moved| !self.fits(moved));
-        if base.is_none() || refused.is_some() {
-            // It fails for a region that is gone, or if the change is made but its memory cannot be freed.
+        let mut placements = self.lock();
+        let mut own = placements.iter_mut();
+        let Some(own) = own.find(|other| (other.space, other.region) == (space, region)) else {
+            return;
+        };
+        if own.base == base && !own.displaced {
+            return;
+        }
+        own.base = base;
+        self.settle(own);
+        if base.is_none() || own.displaced {
+            // It fails if the change is made but its memory cannot be freed.
             let _ = self.bus(space).unmap(region);
         }
-        displaced.retain(|waiting| !self.fits(waiting));
-        displaced.extend(refused);
+        for waiting in placements.iter_mut().filter(|other| other.displaced) {
+            self.settle(waiting);
+        }
     }
 
-    /// Places a region unless something is in its way.
-    fn fits(&self, region: &Displaced) -> bool {
-        !matches!(
-            self.bus(region.space).relocate(region.region, region.base),
-            Err(BusError::Overlap { .. } | BusError::OutOfSpace { .. })
-        )
+    /// Moves a region to where it is to be, unless something is in its way.
+    fn settle(&self, placement: &mut Placement) {
+        placement.displaced = placement.base.is_some_and(|base| {
+            let moved = self.bus(placement.space).relocate(placement.region, base);
+            matches!(
+                moved,
+                Err(BusError::Overlap { .. } | BusError::OutOfSpace { .. })
+            )
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Placement>> {
+        self.placements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -109,6 +128,9 @@ impl DecodedRegion {
 impl Drop for DecodedRegion {
     fn drop(&mut self) {
         self.place(None);
+        self.decoder
+            .lock()
+            .retain(|other| (other.space, other.region) != (self.space, self.region));
         // Nothing to wait for: whoever gave the device holds it as long as it is needed.
         let _ = self.decoder.bus(self.space).remove(self.region);
     }
