@@ -199,7 +199,8 @@ fn deny(session: &Session) -> Result<Outcome> {
         "cargo-deny".into()
     } else {
         if !installed.exists() {
-            let mut install = cargo(&["install", "--locked", "--quiet", "cargo-deny", "--root"])?;
+            // Unoptimized: building it is what takes time.
+            let mut install = cargo(&["install", "--locked", "--quiet", "--debug", "cargo-deny", "--root"])?;
             session.check("install-cargo-deny", install.arg(&tools))?;
         }
         installed
