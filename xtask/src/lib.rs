@@ -1,0 +1,2 @@
+//! The README of the workspace, so that its examples are tested.
+#![doc = include_str!("../../README.md")]
