@@ -11,10 +11,12 @@ mod support;
 use std::sync::Arc;
 
 use pio_mmio_bus::bus::BusDevice;
+use pio_mmio_bus::interrupt::RecordingLine;
 use proptest::prelude::*;
-use support::{Line, Memory, Recorder, memory};
+use support::pci::Rig;
+use support::{Memory, Recorder, memory};
 use virtio_devices::transport::MmioTransport;
-use virtio_devices::transport::spec::mmio;
+use virtio_devices::transport::spec::{mmio, pci::common};
 
 #[derive(Clone, Copy, Debug)]
 enum Op {
@@ -36,6 +38,19 @@ enum Op {
     ConfigChanges,
     Used(u16),
     Acknowledge(u32),
+}
+
+impl Op {
+    /// What is left of it in PCI, where some registers have 16 bits.
+    fn narrow(self) -> Self {
+        match self {
+            Op::QueueSelect(index) => Op::QueueSelect(index & 0xffff),
+            Op::Size(size) => Op::Size(size & 0xffff),
+            Op::Ready(value) => Op::Ready(value & 0xffff),
+            Op::QueueReset(value) => Op::QueueReset(value & 0xffff),
+            op => op,
+        }
+    }
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -85,6 +100,7 @@ struct QueueModel {
 
 #[derive(Clone, Debug, PartialEq)]
 struct Model {
+    pci: bool,
     status: u8,
     generation: u32,
     isr: u8,
@@ -98,8 +114,9 @@ struct Model {
 const OFFERED: [u32; 2] = [0x3000_0003, 0x0000_0101];
 
 impl Model {
-    fn new(generation: u32) -> Self {
+    fn new(pci: bool, generation: u32) -> Self {
         Self {
+            pci,
             status: 0,
             generation,
             isr: 0,
@@ -154,7 +171,7 @@ impl Model {
 
     fn write_status(&mut self, value: u8) {
         if value == 0 {
-            *self = Self::new(self.generation);
+            *self = Self::new(self.pci, self.generation);
             return;
         }
         let mine = self.status & !64;
@@ -244,7 +261,8 @@ impl Model {
                     }
                 }
             }
-            Op::Ready(0) => {
+            // In PCI the driver must not write 0.
+            Op::Ready(0) if !self.pci => {
                 if let Some(queue) = self.queue() {
                     queue.ready = false;
                     queue.running = false;
@@ -255,7 +273,7 @@ impl Model {
                     queue.ready = false;
                     queue.running = false;
                 }
-                let fresh = Self::new(0).queues;
+                let fresh = Self::new(self.pci, 0).queues;
                 let index = self.queue_select as usize;
                 if let Some(queue) = self.setup() {
                     *queue = fresh[index].clone();
@@ -274,62 +292,101 @@ impl Model {
                     self.isr |= 1;
                 }
             }
+            Op::Acknowledge(_) if self.pci => self.isr = 0,
             Op::Acknowledge(bits) => self.isr &= !u8::try_from(bits & 0xff).unwrap(),
         }
     }
 }
 
+/// The two transports by what they have in common.
 struct Subject {
-    transport: MmioTransport<Memory>,
+    registers: Registers,
     device: Arc<Recorder>,
-    line: Arc<Line>,
+    line: Arc<RecordingLine>,
+}
+
+enum Registers {
+    Mmio(MmioTransport<Memory>),
+    Pci(Rig),
 }
 
 impl Subject {
-    fn new() -> Self {
+    fn new(pci: bool) -> Self {
         let device = Recorder::new();
-        let line = Arc::new(Line::default());
-        let transport = MmioTransport::new(
-            Arc::clone(&device) as Arc<_>,
-            memory(),
-            Arc::clone(&line) as Arc<_>,
-        )
-        .unwrap();
+        let line = Arc::new(RecordingLine::default());
+        let registers = if pci {
+            Registers::Pci(Rig::new(
+                Arc::clone(&device) as Arc<_>,
+                memory(),
+                Arc::clone(&line),
+            ))
+        } else {
+            let transport = MmioTransport::new(
+                Arc::clone(&device) as Arc<_>,
+                memory(),
+                Arc::clone(&line) as Arc<_>,
+            );
+            Registers::Mmio(transport.unwrap())
+        };
         Self {
-            transport,
+            registers,
             device,
             line,
         }
     }
 
-    fn write(&self, register: u64, value: u32) {
-        self.transport
-            .write(register, &value.to_le_bytes())
-            .unwrap();
+    /// Writes a register of the MMIO transport, or of the PCI transport with its width.
+    fn write(&self, mmio: u64, pci: (u64, usize), value: u32) {
+        match &self.registers {
+            Registers::Mmio(transport) => transport.write(mmio, &value.to_le_bytes()).unwrap(),
+            Registers::Pci(rig) => rig.write(pci.0, &value.to_le_bytes()[..pci.1]),
+        }
     }
 
-    fn read(&self, register: u64) -> u32 {
+    fn read(&self, mmio: u64, pci: (u64, usize)) -> u32 {
         let mut data = [0; 4];
-        self.transport.read(register, &mut data).unwrap();
+        match &self.registers {
+            Registers::Mmio(transport) => transport.read(mmio, &mut data).unwrap(),
+            Registers::Pci(rig) => rig.read(pci.0, &mut data[..pci.1]),
+        }
         u32::from_le_bytes(data)
+    }
+
+    fn status(&self) -> u32 {
+        self.read(mmio::STATUS, (common::DEVICE_STATUS, 1))
     }
 
     fn apply(&self, op: Op) {
         match op {
             Op::Proceed(_) => unreachable!("expanded"),
-            Op::Status(value) => self.write(mmio::STATUS, value.into()),
+            Op::Status(value) => self.write(mmio::STATUS, (common::DEVICE_STATUS, 1), value.into()),
             Op::AddStatus(bits) => {
-                self.write(mmio::STATUS, self.read(mmio::STATUS) | u32::from(bits));
+                let status = self.status() | u32::from(bits);
+                self.write(mmio::STATUS, (common::DEVICE_STATUS, 1), status);
             }
-            Op::DeviceFeatureSelect(word) => self.write(mmio::DEVICE_FEATURES_SEL, word),
-            Op::DriverFeatureSelect(word) => self.write(mmio::DRIVER_FEATURES_SEL, word),
-            Op::DriverFeatures(value) => self.write(mmio::DRIVER_FEATURES, value),
-            Op::QueueSelect(index) => self.write(mmio::QUEUE_SEL, index),
-            Op::Size(size) => self.write(mmio::QUEUE_SIZE, size),
-            Op::DescLow(value) => self.write(mmio::QUEUE_DESC_LOW, value),
-            Op::DescHigh(value) => self.write(mmio::QUEUE_DESC_HIGH, value),
-            Op::Ready(value) => self.write(mmio::QUEUE_READY, value),
-            Op::QueueReset(value) => self.write(mmio::QUEUE_RESET, value),
+            Op::DeviceFeatureSelect(word) => self.write(
+                mmio::DEVICE_FEATURES_SEL,
+                (common::DEVICE_FEATURE_SELECT, 4),
+                word,
+            ),
+            Op::DriverFeatureSelect(word) => self.write(
+                mmio::DRIVER_FEATURES_SEL,
+                (common::DRIVER_FEATURE_SELECT, 4),
+                word,
+            ),
+            Op::DriverFeatures(value) => {
+                self.write(mmio::DRIVER_FEATURES, (common::DRIVER_FEATURE, 4), value);
+            }
+            Op::QueueSelect(index) => self.write(mmio::QUEUE_SEL, (common::QUEUE_SELECT, 2), index),
+            Op::Size(size) => self.write(mmio::QUEUE_SIZE, (common::QUEUE_SIZE, 2), size),
+            Op::DescLow(value) => self.write(mmio::QUEUE_DESC_LOW, (common::QUEUE_DESC, 4), value),
+            Op::DescHigh(value) => {
+                self.write(mmio::QUEUE_DESC_HIGH, (common::QUEUE_DESC + 4, 4), value);
+            }
+            Op::Ready(value) => self.write(mmio::QUEUE_READY, (common::QUEUE_ENABLE, 2), value),
+            Op::QueueReset(value) => {
+                self.write(mmio::QUEUE_RESET, (common::QUEUE_RESET, 2), value);
+            }
             Op::DeviceFails => self.device.events().needs_reset(),
             Op::ConfigChanges => self.device.events().config_changed(),
             Op::Used(index) => {
@@ -337,24 +394,54 @@ impl Subject {
                     queue.interrupt.trigger();
                 }
             }
-            Op::Acknowledge(bits) => self.write(mmio::INTERRUPT_ACK, bits),
+            Op::Acknowledge(bits) => match &self.registers {
+                Registers::Mmio(_) => self.write(mmio::INTERRUPT_ACK, (0, 0), bits),
+                Registers::Pci(rig) => rig.read(Rig::ISR, &mut [0]),
+            },
         }
     }
 
     fn check(&self, model: &mut Model) {
-        assert_eq!(self.read(mmio::STATUS), u32::from(model.status));
-        assert_eq!(self.read(mmio::CONFIG_GENERATION), model.generation);
-        assert_eq!(self.read(mmio::INTERRUPT_STATUS), u32::from(model.isr));
-        assert_eq!(self.line.level(), model.isr != 0);
+        assert_eq!(self.status(), u32::from(model.status));
+        let generation = self.read(mmio::CONFIG_GENERATION, (common::CONFIG_GENERATION, 1));
+        assert_eq!(generation, model.generation);
+        assert_eq!(self.line.asserted(), model.isr != 0);
         let word = usize::try_from(model.device_select).unwrap();
         let offered = OFFERED.get(word).copied().unwrap_or(0);
-        assert_eq!(self.read(mmio::DEVICE_FEATURES), offered);
+        let features = self.read(mmio::DEVICE_FEATURES, (common::DEVICE_FEATURE, 4));
+        assert_eq!(features, offered);
         let select = usize::try_from(model.queue_select).unwrap();
-        let max = Recorder::SIZES.get(select).copied().unwrap_or(0);
-        assert_eq!(self.read(mmio::QUEUE_SIZE_MAX), u32::from(max));
         let ready = model.queue().is_some_and(|queue| queue.ready);
-        assert_eq!(self.read(mmio::QUEUE_READY), u32::from(ready));
-        assert_eq!(self.read(mmio::QUEUE_RESET), 0);
+        let enabled = self.read(mmio::QUEUE_READY, (common::QUEUE_ENABLE, 2));
+        assert_eq!(enabled, u32::from(ready));
+        assert_eq!(self.read(mmio::QUEUE_RESET, (common::QUEUE_RESET, 2)), 0);
+        match &self.registers {
+            Registers::Mmio(_) => {
+                let max = Recorder::SIZES.get(select).copied().unwrap_or(0);
+                assert_eq!(self.read(mmio::QUEUE_SIZE_MAX, (0, 0)), u32::from(max));
+                let isr = self.read(mmio::INTERRUPT_STATUS, (0, 0));
+                assert_eq!(isr, u32::from(model.isr));
+            }
+            Registers::Pci(_) => {
+                let queue = model.queue().cloned();
+                let size = queue.as_ref().map_or(0, |queue| queue.size);
+                assert_eq!(self.read(0, (common::QUEUE_SIZE, 2)), u32::from(size));
+                let desc = queue.as_ref().map_or(0, |queue| queue.desc);
+                let low = u64::from(self.read(0, (common::QUEUE_DESC, 4)));
+                let high = u64::from(self.read(0, (common::QUEUE_DESC + 4, 4)));
+                assert_eq!(high << 32 | low, desc);
+                let word = usize::try_from(model.driver_select).unwrap();
+                let accepted = model.features.get(word).copied().unwrap_or(0);
+                assert_eq!(self.read(0, (common::DRIVER_FEATURE, 4)), accepted);
+                assert_eq!(self.read(0, (common::NUM_QUEUES, 2)), 3);
+                let notify = if queue.is_some() {
+                    model.queue_select
+                } else {
+                    0
+                };
+                assert_eq!(self.read(0, (common::QUEUE_NOTIFY_OFF, 2)), notify);
+            }
+        }
 
         let running = self.device.running.lock().unwrap();
         for (index, queue) in (0..).zip(&model.queues) {
@@ -368,6 +455,41 @@ impl Subject {
             }
         }
     }
+
+    /// Saves here and restores in a fresh device.
+    fn migrate(&self) -> Self {
+        let other = Self::new(matches!(self.registers, Registers::Pci(_)));
+        match (&self.registers, &other.registers) {
+            (Registers::Mmio(from), Registers::Mmio(to)) => {
+                let state = from.save();
+                to.restore(state.clone()).unwrap();
+                assert_eq!(to.save(), state);
+                to.resume();
+            }
+            (Registers::Pci(from), Registers::Pci(to)) => {
+                let state = from.transport.save();
+                to.transport.restore(&state).unwrap();
+                assert_eq!(to.transport.save(), state);
+                to.transport.resume();
+            }
+            _ => unreachable!("of one kind"),
+        }
+        other
+    }
+}
+
+fn walk(pci: bool, ops: Vec<Op>, mut check: impl FnMut(&Subject, &mut Model)) -> (Subject, Model) {
+    let subject = Subject::new(pci);
+    let mut model = Model::new(pci, 0);
+    for op in ops {
+        let op = if pci { op.narrow() } else { op };
+        for op in model.expand(op) {
+            subject.apply(op);
+            model.apply(op);
+            check(&subject, &mut model);
+        }
+    }
+    (subject, model)
 }
 
 proptest! {
@@ -377,35 +499,18 @@ proptest! {
     /// range (Cloud Hypervisor #7917, Firecracker #5353); queue sizes (mvm #1860). Every write in every state has exactly the effect
     /// that the model gives it.
     #[test]
-    fn any_walk_does_what_the_model_does(ops in proptest::collection::vec(op(), 1..120)) {
-        let subject = Subject::new();
-        let mut model = Model::new(0);
-        subject.check(&mut model);
-        for op in ops {
-            for op in model.expand(op) {
-                subject.apply(op);
-                model.apply(op);
-                subject.check(&mut model);
-            }
-        }
+    fn any_walk_does_what_the_model_does(
+        pci: bool,
+        ops in proptest::collection::vec(op(), 1..100),
+    ) {
+        walk(pci, ops, Subject::check);
     }
 
     /// THREATS: status walks. What is saved anywhere on a walk is accepted by a fresh device and looks the same there.
     #[test]
-    fn a_saved_state_is_restored(ops in proptest::collection::vec(op(), 1..60)) {
-        let subject = Subject::new();
-        let mut model = Model::new(0);
-        for op in ops {
-            for op in model.expand(op) {
-                subject.apply(op);
-                model.apply(op);
-            }
-        }
-        let state = subject.transport.save();
-        let other = Subject::new();
-        other.transport.restore(state.clone()).unwrap();
-        prop_assert_eq!(other.transport.save(), state);
-        other.transport.resume();
+    fn a_saved_state_is_restored(pci: bool, ops in proptest::collection::vec(op(), 1..60)) {
+        let (subject, mut model) = walk(pci, ops, |_, _| ());
+        let other = subject.migrate();
         if !model.has(64) {
             other.check(&mut model);
         }

@@ -239,10 +239,12 @@ impl Interrupts for LineInterrupt {
     }
 }
 
+/// Sets the lower half of a 64-bit register.
 pub(super) fn set_low(value: &mut u64, low: u32) {
     *value = *value & !0xffff_ffff | u64::from(low);
 }
 
+/// Sets the upper half of a 64-bit register.
 pub(super) fn set_high(value: &mut u64, high: u32) {
     *value = u64::from(high) << 32 | *value & 0xffff_ffff;
 }

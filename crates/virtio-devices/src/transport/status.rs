@@ -304,6 +304,23 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
         signals.status.store(0, Ordering::Release);
     }
 
+    pub(super) fn device_feature_select(&self) -> u32 {
+        self.device_feature_select
+    }
+
+    pub(super) fn driver_feature_select(&self) -> u32 {
+        self.driver_feature_select
+    }
+
+    /// The selected word of the accepted features.
+    pub(super) fn driver_features(&self) -> u32 {
+        feature_word(self.driver_features, self.driver_feature_select)
+    }
+
+    pub(super) fn queue_select(&self) -> u32 {
+        self.queue_select
+    }
+
     pub(super) fn set_device_feature_select(&mut self, word: u32) {
         self.device_feature_select = word;
     }

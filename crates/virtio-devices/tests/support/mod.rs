@@ -8,6 +8,7 @@
 )]
 
 pub mod driver;
+pub mod pci;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
