@@ -226,7 +226,6 @@ impl<B: NetBackend> Shared<B> {
     fn enable_ports(&self, pairs: u16) -> std::io::Result<()> {
         for (pair, port) in (0..).zip(self.backend.ports()) {
             port.set_enabled(pair < pairs)?;
-            self.queues.nudge(2 * pair);
         }
         Ok(())
     }

@@ -143,7 +143,7 @@ impl<M: DmaView, B: NetBackend> Service<M> for Receive<B> {
                         return Ok(Wait::Source);
                     }
                     Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // The port is disabled. Whoever enables it will nudge.
+                    // The interface is gone, and would be reported as ready for ever.
                     Err(_) => return Ok(Wait::Nudge),
                 }
             }
