@@ -200,7 +200,14 @@ fn deny(session: &Session) -> Result<Outcome> {
     } else {
         if !installed.exists() {
             // Unoptimized: building it is what takes time.
-            let mut install = cargo(&["install", "--locked", "--quiet", "--debug", "cargo-deny", "--root"])?;
+            let mut install = cargo(&[
+                "install",
+                "--locked",
+                "--quiet",
+                "--debug",
+                "cargo-deny",
+                "--root",
+            ])?;
             session.check("install-cargo-deny", install.arg(&tools))?;
         }
         installed
