@@ -40,10 +40,23 @@ head -c 4194304 /dev/urandom >"$WORK/www/blob"
 mkfifo "$WORK/silent" # nc answers the end of its input with the end of the connection
 "$BUSYBOX" nc -l -p 9000 <>"$WORK/silent" >"$WORK/uploaded" &
 
-# KVM's own count of exits to user space, by reason, so far.
-events=/sys/kernel/tracing/events/kvm/kvm_userspace_exit
-[ -e $events ] && echo 'hist:keys=reason' >$events/trigger
-exits() { [ ! -e $events ] || grep "^{" $events/hist >"$RESULTS/exits-$1"; }
+# KVM's own counts, of exits to user space by reason and of MMIO writes (kicks among them) outside
+# the APIC's page. Setting a trigger anew starts at 0.
+events=/sys/kernel/tracing/events/kvm
+count() { # count EVENT TRIGGER
+    [ -e $events/"$1" ] || return 0
+    echo "!hist:$2" >$events/"$1"/trigger 2>/dev/null
+    echo "hist:$2" >$events/"$1"/trigger
+}
+count kvm_userspace_exit 'keys=reason'
+count kvm_mmio 'keys=type if type == 2 && (gpa < 0xfee00000 || gpa > 0xfeefffff)'
+exits() { [ ! -e $events ] || grep '^{' $events/kvm_userspace_exit/hist >"$RESULTS/exits-$1"; }
+mark() { # mark WORK WHEN: user-space exits for MMIO and MMIO writes so far
+    exits mark
+    mmio=$(sed -n 's/.*reason: *6 } hitcount: *//p' "$RESULTS/exits-mark")
+    writes=$(sed -n 's/ *Hits: //p' $events/kvm_mmio/hist)
+    echo "$1 $2 ${mmio:-0} ${writes:-0}" >>"$RESULTS/marks"
+}
 # What the VMM keeps in memory beyond the guest's RAM (mappings of 64 MiB and more), in KiB.
 resident() {
     awk '/^Size:/ { size = $2 } /^Rss:/ && size < 65536 { sum += $2 } END { print sum }' \
@@ -61,6 +74,11 @@ start=$(now)
     "guest: init:"*)
         exits init
         echo "host: init seen: $start $(now)"
+        ;;
+    "guest: io "*)
+        # shellcheck disable=SC2086 # words: guest: io NAME begins|ends: …
+        set -- $line
+        mark "$3" "${4%:}"
         ;;
     "guest: done"*)
         exits end

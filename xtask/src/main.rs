@@ -1,5 +1,7 @@
 //! The tasks of this workspace.
 
+mod bench;
+mod fuzz;
 mod lab;
 mod process;
 mod progress;
@@ -27,6 +29,12 @@ enum Task {
     Boot(lab::boot::BootArgs),
     /// Check everything: format, lints, tests in debug and release, packages, KVM, the lab
     Test(test::TestArgs),
+    /// Run the benchmarks and the lab's comparisons, and write docs/src/performance.md
+    Bench(bench::BenchArgs),
+    /// Run the fuzz targets under libFuzzer and AddressSanitizer, on the stable toolchain
+    Fuzz(fuzz::FuzzArgs),
+    /// Run the property tests with many cases, then every fuzz target, for hours if so asked
+    Soak(fuzz::SoakArgs),
     /// Run one lab scenario inside an emulated host that has KVM
     Lab(lab::LabArgs),
 }
@@ -35,6 +43,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Boot(args) => lab::boot::boot(&args),
         Task::Test(args) => test::test(&args),
+        Task::Bench(args) => bench::bench(&args),
+        Task::Fuzz(args) => fuzz::fuzz(&args),
+        Task::Soak(args) => fuzz::soak(&args),
         Task::Lab(args) => lab::run(&args),
     };
     match result {

@@ -27,6 +27,17 @@ pub fn quoted(word: &str) -> String {
     }
 }
 
+/// Runs `command`; an error if it cannot start or ends with another status than 0.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("cannot start `{}`", shown(command)))?;
+    if !status.success() {
+        bail!("`{}` ended with {status}", shown(command));
+    }
+    Ok(())
+}
+
 /// Runs `command` without showing what it prints; what it printed is in the error if it fails.
 pub fn run_quietly(command: &mut Command) -> Result<()> {
     output(command).map(drop)

@@ -2,7 +2,6 @@
 
 pub mod boot;
 pub mod debian;
-pub mod exits;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;

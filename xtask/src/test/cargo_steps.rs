@@ -1,13 +1,15 @@
 //! The steps that need cargo alone.
 
+use std::fs;
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
-use serde_json::Value;
+use anyhow::Result;
 
 use super::summary::Counts;
 use super::{Outcome, Run, Session};
-use crate::{process, workspace};
+use crate::process;
+use crate::workspace::{self, Package};
 
 /// In this order: the cheap first, and those that share build products side by side.
 pub const STEPS: &[(&str, Run)] = &[
@@ -79,7 +81,9 @@ fn tests_release(session: &Session) -> Result<Outcome> {
 fn loom(session: &Session) -> Result<Outcome> {
     let mut counts = Counts::default();
     let mut notes = Vec::new();
-    for package in packages_where(|package| depends_on(package, "loom"))? {
+    for package in
+        packages_where(|package| package.dependencies.iter().any(|one| one.name == "loom"))?
+    {
         let mut command = cargo(&[
             "test",
             "--locked",
@@ -110,7 +114,7 @@ fn address_sanitizer(session: &Session) -> Result<Outcome> {
         "--target",
         HOST_TARGET,
     ])?;
-    for package in packages_where(|package| has_unsafe_code(package).unwrap_or(true))? {
+    for package in packages_where(may_be_unsafe)? {
         command.args(["-p", &package]);
     }
     command.args(["--", "--show-output"]);
@@ -139,7 +143,7 @@ fn fuzz_targets(session: &Session) -> Result<Outcome> {
 /// Each crate with default features and with none, without what other crates switch on.
 fn alone(session: &Session) -> Result<Outcome> {
     let mut counts = Counts::default();
-    for package in packages_where(is_published)? {
+    for package in packages_where(Package::is_published)? {
         for features in [&["--all-features"][..], &[], &["--no-default-features"]] {
             let mut command = cargo(&["check", "--locked", "-p", &package])?;
             let outcome = session.check(&format!("alone-{package}"), command.args(features))?;
@@ -155,7 +159,7 @@ fn alone(session: &Session) -> Result<Outcome> {
 /// What would be published, built from the packages' own files.
 fn packages(session: &Session) -> Result<Outcome> {
     let mut command = cargo(&["package", "--locked", "--allow-dirty"])?;
-    let packages = packages_where(is_published)?;
+    let packages = packages_where(Package::is_published)?;
     for package in &packages {
         command.args(["-p", package]);
     }
@@ -219,55 +223,22 @@ fn deny(session: &Session) -> Result<Outcome> {
 }
 
 /// The names of this workspace's packages for which `wanted` holds.
-fn packages_where(wanted: impl Fn(&Value) -> bool) -> Result<Vec<String>> {
-    let text = process::output(&mut cargo(&[
-        "metadata",
-        "--format-version",
-        "1",
-        "--no-deps",
-    ])?)?;
-    let metadata: Value = serde_json::from_slice(&text)?;
-    let packages = metadata
-        .get("packages")
-        .and_then(Value::as_array)
-        .context("no packages")?;
+fn packages_where(wanted: impl Fn(&Package) -> bool) -> Result<Vec<String>> {
+    let packages = workspace::packages()?;
     Ok(packages
-        .iter()
-        .filter(|package| wanted(package))
-        .filter_map(|package| Some(package.get("name")?.as_str()?.to_owned()))
+        .into_iter()
+        .filter(wanted)
+        .map(|package| package.name)
         .collect())
 }
 
-fn is_published(package: &Value) -> bool {
-    // `publish = false` is an empty list of registries.
-    package.get("publish").is_none_or(Value::is_null)
-}
-
-fn depends_on(package: &Value, name: &str) -> bool {
-    let dependencies = package.get("dependencies").and_then(Value::as_array);
-    dependencies.is_some_and(|all| {
-        all.iter()
-            .any(|one| one.get("name").and_then(Value::as_str) == Some(name))
-    })
-}
-
-fn has_unsafe_code(package: &Value) -> Result<bool> {
-    let targets = package
-        .get("targets")
-        .and_then(Value::as_array)
-        .context("no targets")?;
-    for target in targets {
-        let is_library = target
-            .get("kind")
-            .and_then(Value::as_array)
-            .is_some_and(|kinds| kinds.contains(&"lib".into()));
-        if is_library {
-            let path = target
-                .get("src_path")
-                .and_then(Value::as_str)
-                .context("no source")?;
-            return Ok(!std::fs::read_to_string(path)?.contains("#![forbid(unsafe_code)]"));
-        }
-    }
-    Ok(false)
+/// Whether the crate is for others to use and does not forbid unsafe code.
+fn may_be_unsafe(package: &Package) -> bool {
+    let forbids = |root: &Path| {
+        fs::read_to_string(root).is_ok_and(|text| text.contains("#![forbid(unsafe_code)]"))
+    };
+    let mut targets = package.targets.iter();
+    package.is_published()
+        && targets
+            .any(|target| target.kind.iter().any(|k| k == "lib") && !forbids(&target.src_path))
 }

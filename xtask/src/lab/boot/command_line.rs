@@ -1,0 +1,114 @@
+//! How each VMM is told to run the guest.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+
+use super::{BootArgs, Guest, TAP, Transport, Vmm};
+use crate::workspace;
+
+/// The command line that runs `guest` with this disk, in the VMM and as `args` say.
+pub fn command_line(
+    args: &BootArgs,
+    guest: &Guest,
+    disk: &Path,
+    results: &Path,
+) -> Result<Vec<String>> {
+    let Guest {
+        image,
+        initrd,
+        cmdline,
+    } = guest;
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let console = results.join("console.txt");
+    let mut words: Vec<String> = Vec::new();
+    let mut add = |more: &[&str]| words.extend(more.iter().map(|word| (*word).to_owned()));
+    let cpus = args.cpus.to_string();
+    if args.vmm == Vmm::Reference {
+        add(&[
+            &text(&workspace::target()?.join("release/reference-vmm")),
+            "run",
+            "--kernel",
+            &text(image),
+            "--initrd",
+            &text(initrd),
+            "--cmdline",
+            cmdline,
+            "--cpus",
+            &cpus,
+            "--memory",
+            "256M",
+            "--disk",
+            &text(disk),
+            "--net",
+            &format!("tap={TAP}"),
+            "--console",
+            &format!("file={}", text(&console)),
+            "--transport",
+            if args.transport == Transport::Pci {
+                "pci"
+            } else {
+                "mmio"
+            },
+            "--report",
+            &text(&results.join("report.json")),
+        ]);
+        return Ok(words);
+    }
+    let machine = if args.vmm == Vmm::Q35 {
+        "q35"
+    } else {
+        "microvm,pcie=on,acpi=on"
+    };
+    add(&[
+        "qemu-system-x86_64",
+        "-M",
+        machine,
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-smp",
+        &cpus,
+    ]);
+    add(&[
+        "-m",
+        "256M",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+    ]);
+    add(&["-serial", "stdio", "-append", cmdline]);
+    add(&["-kernel", &text(image), "-initrd", &text(initrd)]);
+    let kind = match args.transport {
+        Transport::Pci => "pci",
+        Transport::Mmio if args.vmm == Vmm::Microvm => "device",
+        Transport::Mmio => bail!("QEMU's q35 has no virtio-mmio"),
+    };
+    let rom = if args.transport == Transport::Pci {
+        ",romfile="
+    } else {
+        ""
+    };
+    add(&[
+        "-drive",
+        &format!("file={},format=raw,if=none,id=d0", text(disk)),
+    ]);
+    add(&["-device", &format!("virtio-blk-{kind},drive=d0")]);
+    add(&[
+        "-netdev",
+        &format!("tap,id=n0,ifname={TAP},script=no,downscript=no"),
+    ]);
+    add(&["-device", &format!("virtio-net-{kind},netdev=n0{rom}")]);
+    add(&["-chardev", &format!("file,id=c0,path={}", text(&console))]);
+    add(&[
+        "-device",
+        &format!("virtio-serial-{kind}"),
+        "-device",
+        "virtconsole,chardev=c0",
+    ]);
+    add(&["-device", &format!("virtio-rng-{kind}")]);
+    Ok(words)
+}

@@ -1,0 +1,324 @@
+//! The main job: an unmodified Debian kernel boots in our VMM and does real I/O.
+
+mod command_line;
+mod exits;
+mod measured;
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use super::host::{Finished, Host};
+use super::kernel::{Kernel, Series};
+use super::{debian, initramfs};
+use crate::process::{self, quoted};
+use crate::progress::Progress;
+use crate::workspace;
+use command_line::command_line;
+pub use measured::Measured;
+
+const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
+const HOST_SCRIPT: &str = include_str!("../../../lab/boot-host.sh");
+const GUEST_MODULES: [&str; 7] = [
+    "crc32c_generic",
+    "ext4",
+    "virtio_pci",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio_net",
+    "virtio_rng",
+];
+const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+const TAP: &str = "lab0";
+/// What the guest and the host must have reported.
+const EXPECTED: [&str; 17] = [
+    "guest: mount: ok",
+    "guest: disk read: ok",
+    "guest: disk write: ok",
+    "guest: ping: ok",
+    "guest: upload: ok",
+    "guest: console: ok",
+    "guest: rng: virtio_rng.0 ",
+    "guest: done",
+    "host: make the disk: ok",
+    "host: make the tap: ok",
+    "host: vmm status: 0",
+    "host: fsck: ok",
+    "host: the disk holds what the guest wrote: ok",
+    "host: the upload arrived: ok",
+    "host: the download arrived: ok",
+    "host: the console was written: ok",
+    "host: init seen: ",
+];
+
+/// How many checks one boot makes.
+pub const CHECKS: u64 = EXPECTED.len() as u64;
+
+/// What boots, and in what.
+#[derive(Args, Clone, Debug)]
+pub struct BootArgs {
+    /// Virtual CPUs of the guest
+    #[arg(long, default_value_t = 1)]
+    pub cpus: u8,
+    /// How the guest finds its virtio devices
+    #[arg(long, value_enum, default_value_t = Transport::Pci)]
+    pub transport: Transport,
+    /// Which of Debian 12's kernels the guest runs
+    #[arg(long, value_enum, default_value = "6.12")]
+    pub kernel: Series,
+    /// Start the uncompressed ELF kernel through PVH instead of the bzImage
+    #[arg(long)]
+    pub elf: bool,
+    /// The VMM: ours, or QEMU as a machine to compare with
+    #[arg(long, value_enum, default_value_t = Vmm::Reference)]
+    pub vmm: Vmm,
+    /// Use the emulated host even where this machine's own KVM would do
+    #[arg(long)]
+    pub emulated: bool,
+    /// Seconds that it may take from the host's power-on to its power-off
+    #[arg(long, default_value_t = 240, value_name = "SECONDS")]
+    pub bound: u64,
+}
+
+/// A virtio transport.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Transport {
+    /// virtio over PCI
+    Pci,
+    /// virtio over MMIO
+    Mmio,
+}
+
+/// A virtual machine monitor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Vmm {
+    /// reference-vmm
+    Reference,
+    /// QEMU's q35
+    Q35,
+    /// QEMU's microvm with PCI and ACPI
+    Microvm,
+}
+
+impl Vmm {
+    /// One word, for files.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reference => "reference",
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+        }
+    }
+}
+
+impl fmt::Display for Vmm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Reference => "reference-vmm",
+            Self::Q35 => "qemu q35",
+            Self::Microvm => "qemu microvm",
+        })
+    }
+}
+
+/// Boots the guest, checks what it did and prints the report.
+pub fn boot(args: &BootArgs) -> Result<()> {
+    let progress = Progress::new("boot");
+    let (finished, measured) = run(args, "boot", &progress)?;
+    drop(progress);
+    print!("{}", finished.output);
+    let kernel = if args.elf { "ELF/PVH" } else { "bzImage" };
+    println!(
+        "\n{}, {} cpu(s), {:?}, {kernel}: all checks passed",
+        args.vmm, args.cpus, args.transport
+    );
+    println!("{measured}");
+    println!("logs: {}", finished.folder.display());
+    Ok(())
+}
+
+/// Boots the guest and checks what it did.
+pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<(Finished, Measured)> {
+    let guest = Guest::prepare(args, CMDLINE, progress)?;
+    let host = Host::new(name, Duration::from_secs(args.bound));
+    let folder = host.folder()?;
+    let finished = if !args.emulated && debian::is_root() && has_hardware_kvm() {
+        let work = tempfile::tempdir()?;
+        let busybox = debian::unpacked(&workspace::lab()?, "busybox-static")?;
+        let script = guest.script(args, work.path(), &folder, &busybox.join("bin/busybox"))?;
+        progress.step("the guest boots on this machine's KVM");
+        natively(&host, folder, &script)?
+    } else {
+        let script = guest.script(
+            args,
+            Path::new("/run/lab"),
+            Path::new("/job"),
+            Path::new("/run/busybox/busybox"),
+        )?;
+        host.run(folder, &script, progress)?
+    };
+    check(&finished)?;
+    let measured = Measured::read(&finished)?;
+    Ok((finished, measured))
+}
+
+/// Boots the same guest in each of `vmms`, one after the other in one emulated host, and has it measure its I/O.
+pub fn compare(args: &BootArgs, vmms: &[Vmm], progress: &Progress) -> Result<Vec<Measured>> {
+    let host = Host::new("compare", Duration::from_secs(args.bound));
+    let folder = host.folder()?;
+    let mut script = String::new();
+    for vmm in vmms {
+        let args = BootArgs {
+            vmm: *vmm,
+            ..args.clone()
+        };
+        let guest = Guest::prepare(&args, &format!("{CMDLINE} lab.measure"), progress)?;
+        let (work, results) = (
+            format!("/run/lab-{}", vmm.name()),
+            format!("/job/{}", vmm.name()),
+        );
+        fs::create_dir(folder.join(vmm.name()))?;
+        let busybox = Path::new("/run/busybox/busybox");
+        let one = guest.script(&args, Path::new(&work), Path::new(&results), busybox)?;
+        script.push_str(&format!(
+            "(\n{one}) >{results}/output.log 2>&1\necho $? >{results}/status\n"
+        ));
+    }
+    let finished = host.run(folder, &script, progress)?;
+    vmms.iter()
+        .map(|vmm| {
+            let folder = finished.folder.join(vmm.name());
+            let one = Finished {
+                status: fs::read_to_string(folder.join("status"))?.trim().parse()?,
+                output: String::from_utf8_lossy(&fs::read(folder.join("output.log"))?).into_owned(),
+                folder,
+            };
+            check(&one)?;
+            Measured::read(&one)
+        })
+        .collect()
+}
+
+/// What boots.
+struct Guest {
+    image: PathBuf,
+    initrd: PathBuf,
+    cmdline: String,
+}
+
+impl Guest {
+    /// Fetches and builds what `args` need.
+    fn prepare(args: &BootArgs, cmdline: &str, progress: &Progress) -> Result<Self> {
+        progress.step("the guest's kernel and initramfs");
+        let lab = workspace::lab()?;
+        let kernel = Kernel::obtain(&lab, args.kernel)?;
+        let initrd = lab.join(format!("guest-{}.initrd", kernel.release));
+        fs::write(
+            &initrd,
+            initramfs::build(&lab, &kernel, &GUEST_MODULES, GUEST_INIT)?,
+        )?;
+        let image = if args.elf {
+            kernel.vmlinux()?
+        } else {
+            kernel.image
+        };
+        debian::ensure_program("mkfs.ext4", &["e2fsprogs"], false)?;
+        if args.vmm == Vmm::Reference {
+            progress.step("building reference-vmm");
+            let mut build = workspace::cargo()?;
+            process::run_quietly(build.args(["build", "--release", "-p", "reference-vmm"]))?;
+        }
+        Ok(Self {
+            image,
+            initrd,
+            cmdline: cmdline.to_owned(),
+        })
+    }
+
+    /// The host's script, with these folders and this busybox.
+    fn script(
+        &self,
+        args: &BootArgs,
+        work: &Path,
+        results: &Path,
+        busybox: &Path,
+    ) -> Result<String> {
+        let disk = work.join("disk.img");
+        let vmm = command_line(args, self, &disk, results)?;
+        let vmm: Vec<String> = vmm.iter().map(|word| quoted(word)).collect();
+        let mut script = String::new();
+        for (name, value) in [
+            ("VMM", vmm.join(" ").into()),
+            ("DISK", disk.to_string_lossy()),
+            ("TAP", TAP.into()),
+            ("BUSYBOX", busybox.to_string_lossy()),
+            ("WORK", work.to_string_lossy()),
+            ("RESULTS", results.to_string_lossy()),
+        ] {
+            script.push_str(&format!("{name}={}\n", quoted(&value)));
+        }
+        Ok(script + HOST_SCRIPT)
+    }
+}
+
+/// Whether this machine's KVM runs guests on the CPU itself.
+fn has_hardware_kvm() -> bool {
+    let flags = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok()
+        && flags
+            .split_whitespace()
+            .any(|flag| flag == "vmx" || flag == "svm")
+}
+
+/// Runs `script` on this machine, as [`Host::run`] does in the emulated one.
+fn natively(host: &Host, folder: PathBuf, script: &str) -> Result<Finished> {
+    let output = fs::File::create(folder.join("output.log"))?;
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "TERM", "sh", "-c", script])
+        .stdin(Stdio::null());
+    command.stderr(output.try_clone()?).stdout(output);
+    let child = command.spawn().context("cannot start the host's script")?;
+    let status = process::wait_bounded(child, host.bound, || Ok(()))?;
+    let output = String::from_utf8_lossy(&fs::read(folder.join("output.log"))?).into_owned();
+    let Some(status) = status.and_then(|status| status.code()) else {
+        bail!(
+            "the guest did not end in time; the logs are in {}\n{output}",
+            folder.display()
+        );
+    };
+    Ok(Finished {
+        status,
+        output,
+        folder,
+    })
+}
+
+fn check(finished: &Finished) -> Result<()> {
+    let missing: Vec<&str> = EXPECTED
+        .into_iter()
+        .filter(|expected| {
+            !finished
+                .output
+                .lines()
+                .any(|line| line.starts_with(expected))
+        })
+        .collect();
+    ensure!(
+        missing.is_empty() && finished.status == 0,
+        "{}\nnot reported: {missing:?}; the script ended with status {}; the logs are in {}",
+        finished.output,
+        finished.status,
+        finished.folder.display()
+    );
+    Ok(())
+}
