@@ -14,6 +14,7 @@ mod device;
 mod doorbell;
 mod error;
 mod hook;
+mod index;
 mod reader;
 mod reclaim;
 mod region;
@@ -194,7 +195,10 @@ impl Bus {
 
     /// Makes a change, publishes it, and has the doorbells follow. Replaced tables, and with them removed devices, are
     /// dropped after the locks are released, since a device's drop may well use the bus.
-    fn change<T>(&self, change: impl FnOnce(&mut Registry) -> Result<T>) -> Result<(T, Grace)> {
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Registry) -> Result<T>,
+    ) -> Result<(T, Grace<Table>)> {
         let shared = &*self.0;
         let mut registry = lock(&shared.registry);
         let value = change(&mut registry)?;
@@ -213,7 +217,7 @@ impl Bus {
 /// What was taken off the bus: accesses that began before may still use it. Dropping this is fine.
 #[must_use = "wait for it before freeing what the device uses, or drop it"]
 pub struct Retired {
-    grace: Grace,
+    grace: Grace<Table>,
     table: Arc<Published<Table>>,
 }
 

@@ -3,8 +3,8 @@ use std::time::Instant;
 
 use super::account::{Meter, Meters};
 use super::reclaim::Reader;
-use super::region::Request;
-use super::table::{Segment, Table};
+use super::region::{Request, fill};
+use super::table::Table;
 use super::{AccessError, Suspension};
 
 /// How an access ended.
@@ -58,20 +58,16 @@ impl BusReader {
     pub fn read(&mut self, address: u64, data: &mut [u8]) -> Outcome {
         let table = self.table.enter();
         let Some(segment) = table.find(address) else {
-            data.fill(0xff);
+            fill(data);
             self.meter.unclaimed();
             return Outcome::Unclaimed;
         };
         let Some((device, offset)) = segment.direct(address, data.len()) else {
-            return indirect(&table, segment, address, Request::Read(data), &self.meter);
+            return indirect(&table, address, Request::Read(data), &self.meter);
         };
         match device.read(offset, data) {
             Ok(()) => Outcome::Done,
-            Err(error) => {
-                data.fill(0xff);
-                self.meter.failed();
-                Outcome::Failed(error)
-            }
+            Err(error) => failed(error, Request::Read(data), &self.meter),
         }
     }
 
@@ -84,14 +80,11 @@ impl BusReader {
             return Outcome::Unclaimed;
         };
         let Some((device, offset)) = segment.direct(address, data.len()) else {
-            return indirect(&table, segment, address, Request::Write(data), &self.meter);
+            return indirect(&table, address, Request::Write(data), &self.meter);
         };
         match device.write(offset, data) {
             Ok(()) => Outcome::Done,
-            Err(error) => {
-                self.meter.failed();
-                Outcome::Failed(error)
-            }
+            Err(error) => failed(error, Request::Write(data), &self.meter),
         }
     }
 
@@ -99,7 +92,7 @@ impl BusReader {
     /// its own: an element may move the region that the next one would have gone to.
     pub fn read_string(&mut self, address: u64, width: usize, data: &mut [u8]) -> StringOutcome {
         if width == 0 || !data.len().is_multiple_of(width) {
-            data.fill(0xff);
+            fill(data);
             return uneven(width);
         }
         string(data.chunks_exact_mut(width), |element| {
@@ -124,17 +117,21 @@ impl Drop for BusReader {
     }
 }
 
-/// An access that may meet hooks or doorbells, cannot be made, or is timed.
+/// An access that the device could not carry out.
+#[cold]
+fn failed(error: AccessError, mut request: Request<'_>, meter: &Meter) -> Outcome {
+    request.fill();
+    meter.failed();
+    Outcome::Failed(error)
+}
+
+/// An access that may meet hooks or doorbells, that cannot be made, or that is timed.
 #[inline(never)]
-fn indirect(
-    table: &Table,
-    segment: &Segment,
-    address: u64,
-    mut request: Request<'_>,
-    meter: &Meter,
-) -> Outcome {
+fn indirect(table: &Table, address: u64, mut request: Request<'_>, meter: &Meter) -> Outcome {
+    let Some((region, offset)) = table.region(address) else {
+        return Outcome::Unclaimed;
+    };
     let begun = table.accounting.then(Instant::now);
-    let (region, offset) = segment.region(address);
     let outcome = region.access(offset, &mut request);
     if matches!(outcome, Outcome::Failed(_)) {
         meter.failed();

@@ -48,6 +48,10 @@ pub struct Place {
 }
 
 impl Place {
+    pub fn holds(self, address: u64) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }
@@ -74,8 +78,18 @@ impl Request<'_> {
     /// What the guest reads where nothing answers.
     pub fn fill(&mut self) {
         if let Self::Read(data) = self {
-            data.fill(0xff);
+            fill(data);
         }
+    }
+}
+
+/// All ones.
+#[inline]
+pub fn fill(data: &mut [u8]) {
+    // A store, for the width that guests probe with: calling memset would cost as much as the look-up.
+    match <&mut [u8; 4]>::try_from(&mut *data) {
+        Ok(word) => *word = [0xff; 4],
+        Err(_) => data.fill(0xff),
     }
 }
 

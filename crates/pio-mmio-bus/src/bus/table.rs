@@ -1,27 +1,30 @@
 use std::sync::Arc;
 
 use super::BusDevice;
+use super::index::Index;
 use super::region::Region;
 
 /// What readers look up: the regions that are placed, by address. Immutable.
 pub struct Table {
-    /// First address of each segment, ascending: apart from the rest, so that a search touches few cache lines.
-    firsts: Box<[u64]>,
+    index: Index,
+    /// By address.
     segments: Box<[Segment]>,
+    /// Of each segment. Apart, so that the segments that are in use stay in the cache.
+    regions: Box<[Arc<Region>]>,
     /// Whether accesses are timed. Then each goes the long way.
     pub accounting: bool,
 }
 
 /// A part of a region whose addresses are treated alike.
 pub struct Segment {
-    /// Last address, inclusive.
+    first: u64,
+    /// Inclusive.
     last: u64,
     /// First address of the region.
     base: u64,
-    /// Whether an access that lies in this segment goes to the device and nowhere else.
+    /// Whether an access in this segment goes to the device and nowhere else.
     plain: bool,
     device: Arc<dyn BusDevice>,
-    region: Arc<Region>,
 }
 
 impl Table {
@@ -31,11 +34,16 @@ impl Table {
         for region in regions {
             split(region, accounting, &mut segments);
         }
-        segments.sort_unstable_by_key(|(first, _)| *first);
-        let (firsts, segments): (Vec<_>, Vec<_>) = segments.into_iter().unzip();
+        segments.sort_unstable_by_key(|(segment, _)| segment.first);
+        let (segments, regions): (Vec<Segment>, Vec<_>) = segments.into_iter().unzip();
+        let ranges: Vec<_> = segments
+            .iter()
+            .map(|segment| (segment.first, segment.last))
+            .collect();
         Self {
-            firsts: firsts.into(),
+            index: Index::build(&ranges),
             segments: segments.into(),
+            regions: regions.into(),
             accounting,
         }
     }
@@ -43,27 +51,43 @@ impl Table {
     /// The segment that holds `address`.
     #[inline]
     pub fn find(&self, address: u64) -> Option<&Segment> {
-        let after = self.firsts.partition_point(|&first| first <= address);
-        self.segments
-            .get(after.wrapping_sub(1))
-            .filter(|segment| address <= segment.last)
+        let segment = self.segments.get(self.index.find(address)?)?;
+        (segment.first <= address && address <= segment.last).then_some(segment)
+    }
+
+    /// The region that holds `address`, and the offset in it.
+    pub fn region(&self, address: u64) -> Option<(&Region, u64)> {
+        let region = self.regions.get(self.index.find(address)?)?;
+        let place = region.place.filter(|place| place.holds(address))?;
+        Some((region, address.wrapping_sub(place.first)))
+    }
+}
+
+impl Segment {
+    /// The device and the offset in it, if an access of `width` bytes at `address`, which is in this segment, needs
+    /// nothing more than that.
+    #[inline]
+    pub fn direct(&self, address: u64, width: usize) -> Option<(&dyn BusDevice, u64)> {
+        let room = self.last.wrapping_sub(address);
+        let direct = self.plain && matches!(width, 1 | 2 | 4 | 8) && width as u64 - 1 <= room;
+        direct.then(|| (&*self.device, address.wrapping_sub(self.base)))
     }
 }
 
 /// Cuts a region where hooks and doorbells begin and end, so that accesses beside them cost nothing extra.
-fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<(u64, Segment)>) {
+fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<(Segment, Arc<Region>)>) {
     let Some(place) = region.place else {
         return;
     };
     let mut push = |first: u64, last: u64, plain: bool| {
         let segment = Segment {
+            first,
             last,
             base: place.first,
             plain,
             device: Arc::clone(&region.device),
-            region: Arc::clone(region),
         };
-        segments.push((first, segment));
+        segments.push((segment, Arc::clone(region)));
     };
     if accounting {
         push(place.first, place.last, false);
@@ -81,21 +105,5 @@ fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<(u64, Segmen
     }
     if let Some(begin) = next.filter(|&begin| begin <= place.last) {
         push(begin, place.last, true);
-    }
-}
-
-impl Segment {
-    /// The device and the offset in it, if an access of `width` bytes at `address`, which is in this segment, needs
-    /// nothing more than that.
-    #[inline]
-    pub fn direct(&self, address: u64, width: usize) -> Option<(&dyn BusDevice, u64)> {
-        let room = self.last.wrapping_sub(address);
-        let direct = self.plain && matches!(width, 1 | 2 | 4 | 8) && room >= width as u64 - 1;
-        direct.then(|| (&*self.device, address.wrapping_sub(self.base)))
-    }
-
-    /// The region, and the offset of `address` in it.
-    pub fn region(&self, address: u64) -> (&Region, u64) {
-        (&self.region, address.wrapping_sub(self.base))
     }
 }

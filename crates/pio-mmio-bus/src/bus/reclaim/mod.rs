@@ -1,11 +1,12 @@
 //! A value that is replaced while others read it: readers pay two plain stores, writers pay a system call.
 //!
-//! A reader owns a cache line with one word, its *activity*: odd while it is inside an access, even outside. It enters
-//! by storing an odd value it never stored before and then loading the pointer; nothing orders the two on the CPU. A
-//! writer replaces the pointer, has the kernel execute a full barrier on every thread of the process
-//! (`membarrier(2)`, private expedited), and then looks at the activities. A reader whose barrier fell before its
-//! store will load the new pointer; one whose barrier fell after is seen inside. The old value is freed when each
-//! reader that was seen inside shows another activity. Nobody waits: the check is repeated by later writers.
+//! A reader owns a cache line with one word, which says what value it uses: null outside an access. It enters by loading
+//! the pointer, storing it there, and looking whether it is still current; nothing orders these steps on the CPU. A writer
+//! replaces the pointer, has the kernel execute a full barrier on every thread of the process (`membarrier(2)`, private
+//! expedited), and then looks at the readers' words. A reader whose barrier fell before its second look sees the
+//! new pointer there and begins again; of one whose barrier fell after it, the store is seen. The old value is freed
+//! when no reader that was seen with it shows it any more. Nobody waits: the check is repeated by later
+//! writers. (Hazard pointers, M. Michael, IEEE TPDS 15(6), 2004, with the readers' fence moved to the writers.)
 //!
 //! All unsafe code of the crate is here.
 
@@ -15,31 +16,42 @@ use std::collections::VecDeque;
 use std::io;
 use std::marker::PhantomData;
 use std::ops::Deref;
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::sync::{Arc, Weak};
 
-use primitives::{
-    AtomicPtr, AtomicU64, Ordering, heavy_barrier, light_barrier, pause, register_barrier,
-};
+use primitives::{AtomicPtr, Ordering, heavy_barrier, light_barrier, pause, register_barrier};
 pub use primitives::{Mutex, lock};
 
-/// A reader's activity, on a cache line that only its reader writes (two lines, as CPUs prefetch them in pairs).
+/// What a reader uses, on a cache line that only its reader writes (two lines, as CPUs prefetch them in pairs).
 #[repr(align(128))]
-struct Slot {
-    activity: AtomicU64,
+struct Slot<T> {
+    using: AtomicPtr<T>,
 }
 
-/// The readers that were inside an access at one moment. It is over when each of them has left that access.
-#[derive(Clone)]
-pub struct Grace(Arc<[(Arc<Slot>, u64)]>);
+/// The readers that used a replaced value at one moment. It is over when none of them does any more.
+pub struct Grace<T>(Arc<[Seen<T>]>);
 
-impl Grace {
-    /// Whether all those readers have left.
+/// A reader and what it used.
+type Seen<T> = (Arc<Slot<T>>, *const T);
+
+// SAFETY: the pointers are compared, never followed.
+unsafe impl<T> Send for Grace<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Grace<T> {}
+
+impl<T> Clone for Grace<T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Grace<T> {
+    /// Whether none of them does.
     pub fn is_over(&self) -> bool {
         // Acquire: what the reader did inside happened before what we do now (pairs with the store in `Guard::drop`).
         self.0
             .iter()
-            .all(|(slot, seen)| slot.activity.load(Ordering::Acquire) != *seen)
+            .all(|(slot, seen)| slot.using.load(Ordering::Acquire).cast_const() != *seen)
     }
 
     /// Returns when it is over: never, if called from inside one of those accesses.
@@ -72,9 +84,9 @@ impl<T> Drop for Replaced<T> {
 pub struct Garbage<T>(#[expect(dead_code, reason = "held to be dropped")] Vec<Replaced<T>>);
 
 struct Readers<T> {
-    slots: Vec<Weak<Slot>>,
+    slots: Vec<Weak<Slot<T>>>,
     /// Oldest first. The grace of a later one covers those of all before it.
-    replaced: VecDeque<(Replaced<T>, Grace)>,
+    replaced: VecDeque<(Replaced<T>, Grace<T>)>,
 }
 
 /// A value that can be replaced while it is read.
@@ -101,13 +113,12 @@ impl<T: Send + Sync> Published<T> {
     /// A new reader, outside any access.
     pub fn reader(self: &Arc<Self>) -> Reader<T> {
         let slot = Arc::new(Slot {
-            activity: AtomicU64::new(0),
+            using: AtomicPtr::new(ptr::null_mut()),
         });
         lock(&self.readers).slots.push(Arc::downgrade(&slot));
         Reader {
             published: Arc::clone(self),
             slot,
-            activity: 0,
         }
     }
 
@@ -116,11 +127,11 @@ impl<T: Send + Sync> Published<T> {
     ///
     /// On error the value has been replaced all the same, and the old one is never freed: without a barrier nobody can
     /// tell who uses it.
-    pub fn publish(&self, value: T) -> io::Result<Grace> {
-        let value = Box::into_raw(Box::new(value));
+    pub fn publish(&self, value: T) -> io::Result<Grace<T>> {
+        let new = Box::into_raw(Box::new(value));
         let mut readers = lock(&self.readers);
         // Release: a reader that loads the pointer sees what it points to.
-        let old = self.current.swap(value, Ordering::AcqRel);
+        let old = self.current.swap(new, Ordering::AcqRel);
         heavy_barrier()?;
         let mut inside = Vec::new();
         readers.slots.retain(|slot| {
@@ -128,9 +139,9 @@ impl<T: Send + Sync> Published<T> {
             let Some(slot) = slot.upgrade() else {
                 return false;
             };
-            let activity = slot.activity.load(Ordering::Acquire);
-            if activity % 2 == 1 {
-                inside.push((slot, activity));
+            let using = slot.using.load(Ordering::Acquire).cast_const();
+            if !using.is_null() && using != new.cast_const() {
+                inside.push((slot, using));
             }
             true
         });
@@ -168,28 +179,32 @@ impl<T: Send + Sync> Drop for Published<T> {
 /// One thread's way to the value.
 pub struct Reader<T: Send + Sync> {
     published: Arc<Published<T>>,
-    slot: Arc<Slot>,
-    /// What `slot` holds; only this reader stores there.
-    activity: u64,
+    slot: Arc<Slot<T>>,
 }
 
 impl<T: Send + Sync> Reader<T> {
     /// Enters an access: the value stays alive and unchanged until the guard is dropped.
     #[inline]
     pub fn enter(&mut self) -> Guard<'_, T> {
-        // The next odd number, also when a guard was forgotten.
-        self.activity = self.activity.wrapping_add(1) | 1;
-        self.slot.activity.store(self.activity, Ordering::Relaxed);
-        light_barrier();
-        // Acquire: see what the writer put there.
-        let value = self.published.current.load(Ordering::Acquire);
+        let mut seen = self.published.current.load(Ordering::Relaxed);
+        let value = loop {
+            self.slot.using.store(seen, Ordering::Relaxed);
+            light_barrier();
+            // Acquire: see what the writer put there.
+            let again = self.published.current.load(Ordering::Acquire);
+            if ptr::eq(again, seen) {
+                break again;
+            }
+            // Each further round takes one more change of the value.
+            seen = again;
+        };
         Guard {
-            // SAFETY: `current` is never null, and what it points to outlives this guard: a writer that replaces it
-            // either finds our odd activity after its barrier and keeps the value until we store another one, or its
-            // barrier came before our store, and then the load above saw the new pointer.
+            // SAFETY: `current` is never null. What it points to outlives this guard: a writer that replaces it after our
+            // last look finds it in our slot, as its barrier comes after our store, and keeps it until we store
+            // something else there, which takes a guard that is dropped or forgotten. One that replaced it before our
+            // last look has put another pointer there, which we would have seen.
             value: unsafe { &*value },
             slot: &self.slot,
-            activity: &mut self.activity,
         }
     }
 }
@@ -197,8 +212,7 @@ impl<T: Send + Sync> Reader<T> {
 /// An access in progress.
 pub struct Guard<'a, T> {
     value: &'a T,
-    slot: &'a Slot,
-    activity: &'a mut u64,
+    slot: &'a Slot<T>,
 }
 
 impl<T> Deref for Guard<'_, T> {
@@ -213,8 +227,7 @@ impl<T> Deref for Guard<'_, T> {
 impl<T> Drop for Guard<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        *self.activity = self.activity.wrapping_add(1);
         // Release: everything done inside happened before whoever sees this.
-        self.slot.activity.store(*self.activity, Ordering::Release);
+        self.slot.using.store(ptr::null_mut(), Ordering::Release);
     }
 }

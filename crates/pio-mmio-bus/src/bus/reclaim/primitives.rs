@@ -12,7 +12,7 @@ pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(not(loom))]
 mod imp {
-    pub use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+    pub use std::sync::atomic::{AtomicPtr, Ordering};
     pub use std::sync::{Mutex, MutexGuard};
 
     use std::io;
@@ -56,7 +56,7 @@ mod imp {
 
 #[cfg(loom)]
 mod imp {
-    pub use loom::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+    pub use loom::sync::atomic::{AtomicPtr, Ordering};
     pub use loom::sync::{Mutex, MutexGuard};
 
     use std::io;
