@@ -55,8 +55,8 @@ pub struct Guest {
     pub sink: Arc<Sink>,
     pub unit: Arc<Unit<Memory>>,
     /// The next free page for tables.
-    next: Mutex<u64>,
-    tail: Mutex<u64>,
+    pub next: Mutex<u64>,
+    pub tail: Mutex<u64>,
 }
 
 pub fn memory() -> Memory {
