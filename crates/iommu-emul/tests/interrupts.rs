@@ -1,5 +1,7 @@
 //! Interrupt remapping and posting (VT-d §5.1, §5.2).
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "test code")]
+
 mod support;
 
 use std::sync::{

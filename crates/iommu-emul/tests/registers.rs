@@ -234,7 +234,8 @@ proptest! {
             if wide {
                 guest.write64(at & !7, value);
             } else {
-                guest.write32(at & !3, value as u32);
+                let [a, b, c, d, ..] = value.to_le_bytes();
+                guest.write32(at & !3, u32::from_le_bytes([a, b, c, d]));
             }
             let _ = guest.translate(&view, value, Access::Write);
         }
