@@ -50,8 +50,6 @@ pub fn command_line(
             } else {
                 "mmio"
             },
-            "--report",
-            &text(&results.join("report.json")),
         ]);
         return Ok(words);
     }
