@@ -3,7 +3,7 @@
 use thiserror::Error;
 use vm_memory::GuestAddress;
 
-use crate::spec::{Features, MAX_QUEUE_SIZE, split};
+use crate::spec::{Features, MAX_QUEUE_SIZE, packed, split};
 
 /// Size, addresses and features of a queue, as the driver wrote them to the transport: hostile until [`validate`](Self::validate)d.
 ///
@@ -62,11 +62,32 @@ impl QueueConfig {
             Ok(size @ 1..=MAX_QUEUE_SIZE) => size,
             _ => return Err(ConfigError::Size(self.size)),
         };
+        let n = usize::from(size);
+        if self.features.contains(Features::RING_PACKED) {
+            area(
+                "descriptor ring",
+                self.desc,
+                packed::DESCRIPTOR_ALIGN,
+                packed::descriptor_ring_len(n),
+            )?;
+            area(
+                "driver event suppression",
+                self.avail,
+                packed::EVENT_ALIGN,
+                packed::EVENT_LEN,
+            )?;
+            area(
+                "device event suppression",
+                self.used,
+                packed::EVENT_ALIGN,
+                packed::EVENT_LEN,
+            )?;
+            return Ok(size);
+        }
         if !size.is_power_of_two() {
             return Err(ConfigError::NotPowerOfTwo(self.size));
         }
         let event_idx = self.features.contains(Features::EVENT_IDX);
-        let n = usize::from(size);
         area(
             "descriptor table",
             self.desc,

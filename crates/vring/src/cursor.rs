@@ -5,6 +5,7 @@ use std::ops::Range;
 use thiserror::Error;
 use vm_memory::{ByteValued, ReadVolatile, VolatileMemoryError, WriteVolatile};
 
+use crate::chain::About;
 use crate::mapping::{Anchor, Segments, Slice};
 
 /// A chain has fewer bytes left than were asked for.
@@ -30,7 +31,7 @@ pub enum TransferError {
 
 /// A position in a range of segments.
 struct Cursor<'c, H: Anchor> {
-    segments: &'c Segments<H>,
+    segments: &'c Segments<H, About>,
     /// The segments not consumed; the first may be in part.
     range: Range<usize>,
     /// Bytes consumed of the first segment of `range`.
@@ -162,7 +163,11 @@ macro_rules! cursor {
         pub struct $name<'c, H: Anchor>(Cursor<'c, H>);
 
         impl<'c, H: Anchor> $name<'c, H> {
-            pub(crate) fn new(segments: &'c Segments<H>, range: Range<usize>, left: u64) -> Self {
+            pub(crate) fn new(
+                segments: &'c Segments<H, About>,
+                range: Range<usize>,
+                left: u64,
+            ) -> Self {
                 Self(Cursor {
                     segments,
                     range,

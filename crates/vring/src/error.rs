@@ -47,10 +47,21 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Whether the error is the driver's doing, so that the queue is of no more use.
+    pub(crate) fn breaks(&self) -> bool {
+        match self {
+            Self::AvailIndex { .. } | Self::Chain { .. } | Self::Ring(_) => true,
+            Self::Broken | Self::NotInFlight(_) | Self::Written { .. } => false,
+        }
+    }
+}
+
 /// The rules that a chain can break.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Rule {
-    /// The head is not below the queue size.
+    /// The head (split) or buffer ID (packed) is not below the queue size. The specification does not bound buffer IDs, but
+    /// says that there need not be more of them than descriptors, and no driver is known that uses others.
     #[error("the head is not below the queue size")]
     Head,
     /// The head was made available again before it was used.
@@ -59,8 +70,8 @@ pub enum Rule {
     /// `next` is not below the queue size, or the size of the indirect table.
     #[error("next descriptor {0} does not exist")]
     Next(u16),
-    /// More descriptors than the queue size, or a loop (§2.7.5.3.1).
-    #[error("it has more descriptors than the queue, or loops")]
+    /// More descriptors than the queue size, or a loop (§2.7.5.3.1); in a packed ring, those of chains in flight count too.
+    #[error("it has more descriptors than the queue has left, or loops")]
     TooLong,
     /// An indirect descriptor without `VIRTIO_F_INDIRECT_DESC`.
     #[error("indirect descriptor without the feature")]

@@ -7,15 +7,17 @@
 use std::mem::{ManuallyDrop, transmute_copy};
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use crate::error::Rule;
 use thiserror::Error;
 use vm_memory::bitmap::{BS, Bitmap};
 use vm_memory::volatile_memory::PtrGuardMut;
 use vm_memory::{
-    AtomicInteger, GuestAddress, GuestAddressSpace, GuestMemory, Permissions, VolatileSlice,
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryBackend,
+    GuestMemoryRegion, Permissions, VolatileSlice,
 };
+
+use crate::error::Rule;
 
 /// A slice of guest memory, with the memory's own dirty tracking.
 pub type Slice<'a, M> = VolatileSlice<'a, BS<'a, <M as GuestMemory>::Bitmap>>;
@@ -114,12 +116,20 @@ unsafe impl<M: GuestMemory> Send for Erased<M> where BS<'static, M::Bitmap>: Sen
 // SAFETY: as above; through a shared reference a slice is only cloned.
 unsafe impl<M: GuestMemory> Sync for Erased<M> where BS<'static, M::Bitmap>: Sync {}
 
-/// Room for the segments of a chain, to be used again for another.
-pub(crate) struct Storage<M: GuestMemory>(Vec<Erased<M>>);
+/// Room for the segments of a chain and what is known about it. It is used again for other chains, so it is in a box, which
+/// is all that moves when a chain does.
+pub(crate) struct Room<M: GuestMemory, T> {
+    list: Vec<Erased<M>>,
+    pub(crate) about: T,
+}
 
-impl<M: GuestMemory> Default for Storage<M> {
-    fn default() -> Self {
-        Self(Vec::new())
+impl<M: GuestMemory, T: Default> Room<M, T> {
+    #[cold]
+    pub(crate) fn new() -> Box<Self> {
+        Box::new(Self {
+            list: Vec::new(),
+            about: T::default(),
+        })
     }
 }
 
@@ -133,21 +143,152 @@ pub struct NoMemory {
     pub len: u64,
 }
 
-/// Translated buffers in their order, and what keeps them alive.
-pub(crate) struct Segments<H: Anchor> {
-    list: Vec<Erased<H::Memory>>,
-    anchor: H,
+/// Slices of the range, which must not be empty.
+fn slices<M: GuestMemory>(
+    memory: &M,
+    addr: u64,
+    len: u64,
+    access: Permissions,
+) -> Result<impl Iterator<Item = Result<Slice<'_, M>, NoMemory>>, NoMemory> {
+    let error = NoMemory { addr, len };
+    // An `Iotlb` of vm-memory 0.18 does not survive a range at the end of the address space.
+    addr.checked_add(len).ok_or(error)?;
+    let len = usize::try_from(len).map_err(|_| error)?;
+    let slices = memory
+        .get_slices(GuestAddress(addr), len, access)
+        .map_err(|_| error)?;
+    Ok(slices.map(move |slice| slice.map_err(|_| error)))
 }
 
-impl<H: Anchor> Segments<H> {
-    pub(crate) fn new(anchor: H, storage: Storage<H::Memory>) -> Self {
+/// A region of guest memory.
+struct Region<M: GuestMemory> {
+    start: u64,
+    len: u64,
+    slice: Erased<M>,
+}
+
+/// The regions of a guest memory, so that a buffer is found without asking it. Behind an IOMMU there are none.
+pub(crate) struct Regions<A: GuestAddressSpace> {
+    list: Box<[Region<A::M>]>,
+    /// Index of the region in which the last buffer was.
+    hint: AtomicUsize,
+    /// Keeps the regions alive.
+    view: View<A>,
+}
+
+impl<A: GuestAddressSpace> Regions<A> {
+    pub(crate) fn new(view: &View<A>) -> Self {
+        let memory: &A::M = view;
+        let mut list = Vec::new();
+        for region in memory
+            .physical_memory()
+            .into_iter()
+            .flat_map(GuestMemoryBackend::iter)
+        {
+            let (start, len) = (region.start_addr().raw_value(), region.len());
+            if let Ok(mut slices) = slices(memory, start, len, Permissions::ReadWrite)
+                && let Some(Ok(slice)) = slices.next()
+                && slice.len() as u64 == len
+            {
+                list.push(Region {
+                    start,
+                    len,
+                    slice: Erased::new(slice),
+                });
+            }
+        }
         Self {
-            list: storage.0,
-            anchor,
+            list: list.into(),
+            hint: AtomicUsize::new(0),
+            view: view.clone(),
         }
     }
 
+    /// The range as one slice of `memory`, if it is one: if the memory is the one whose regions these are, and the range is not
+    /// empty and lies in one of them.
+    #[inline(always)]
+    pub(crate) fn find<'m>(
+        &self,
+        memory: &'m A::M,
+        addr: u64,
+        len: u64,
+    ) -> Option<Slice<'m, A::M>> {
+        // Both are alive, so if they have the same address they are the same, unless they have no size.
+        if !std::ptr::eq(memory, &raw const *self.view) || size_of::<A::M>() == 0 {
+            return None;
+        }
+        let contains = |region: &&Region<A::M>| {
+            let offset = addr.wrapping_sub(region.start);
+            offset < region.len && len <= region.len - offset
+        };
+        let region = match self
+            .list
+            .get(self.hint.load(Ordering::Relaxed))
+            .filter(contains)
+        {
+            Some(region) => region,
+            None => self.search(addr).filter(contains)?,
+        };
+        // SAFETY: the slice is one of `memory`, which is borrowed for `'m`.
+        let slice: Slice<'m, A::M> = unsafe { region.slice.lend() };
+        slice
+            .subslice(
+                usize::try_from(addr - region.start).ok()?,
+                usize::try_from(len).ok()?,
+            )
+            .ok()
+    }
+
+    #[cold]
+    fn search(&self, addr: u64) -> Option<&Region<A::M>> {
+        let index = self
+            .list
+            .iter()
+            .position(|region| addr.wrapping_sub(region.start) < region.len)?;
+        self.hint.store(index, Ordering::Relaxed);
+        self.list.get(index)
+    }
+}
+
+/// Translated buffers in their order, and what keeps them alive.
+pub(crate) struct Segments<H: Anchor, T> {
+    room: Box<Room<H::Memory, T>>,
+    anchor: H,
+}
+
+impl<H: Anchor, T> Segments<H, T> {
+    /// No segments.
+    #[inline(always)]
+    pub(crate) fn new(anchor: H, mut room: Box<Room<H::Memory, T>>, about: T) -> Self {
+        room.list.clear();
+        room.about = about;
+        Self { room, anchor }
+    }
+
+    #[inline(always)]
+    pub(crate) fn about(&self) -> &T {
+        &self.room.about
+    }
+
+    #[inline(always)]
+    pub(crate) fn about_mut(&mut self) -> &mut T {
+        &mut self.room.about
+    }
+
+    /// Appends the range, if it is in one of the regions, and tells whether it was.
+    #[inline(always)]
+    pub(crate) fn find<A>(&mut self, regions: &Regions<A>, addr: u64, len: u32) -> bool
+    where
+        A: GuestAddressSpace<M = H::Memory>,
+    {
+        let slice = regions.find(self.anchor.memory(), addr, u64::from(len));
+        slice
+            .map(|slice| self.room.list.push(Erased::new(slice)))
+            .is_some()
+    }
+
     /// Appends the slices that make up the range, which must not be empty, as long as there are no more than `limit` in all.
+    #[cold]
     pub(crate) fn translate(
         &mut self,
         addr: u64,
@@ -155,45 +296,152 @@ impl<H: Anchor> Segments<H> {
         access: Permissions,
         limit: usize,
     ) -> Result<(), Rule> {
-        let error = NoMemory {
-            addr,
-            len: u64::from(len),
-        };
-        // An `Iotlb` of vm-memory 0.18 does not survive a range at the end of the address space.
-        addr.checked_add(u64::from(len)).ok_or(error)?;
-        let len = usize::try_from(len).map_err(|_| error)?;
-        let slices = self
-            .anchor
-            .memory()
-            .get_slices(GuestAddress(addr), len, access);
-        for slice in slices.map_err(|_| error)? {
-            if self.list.len() == limit {
+        for slice in slices(self.anchor.memory(), addr, u64::from(len), access)? {
+            if self.room.list.len() == limit {
                 return Err(Rule::Pieces(limit));
             }
-            self.list.push(Erased::new(slice.map_err(|_| error)?));
+            self.room.list.push(Erased::new(slice?));
         }
         Ok(())
     }
 
+    #[inline(always)]
     pub(crate) fn len(&self) -> usize {
-        self.list.len()
+        self.room.list.len()
     }
 
+    #[inline(always)]
     pub(crate) fn get(&self, index: usize) -> Option<Slice<'_, H::Memory>> {
         // SAFETY: the slice came from the memory of `self.anchor`, which lives as long as the borrow of `self`.
-        self.list.get(index).map(|slice| unsafe { slice.lend() })
+        self.room
+            .list
+            .get(index)
+            .map(|slice| unsafe { slice.lend() })
     }
 
-    pub(crate) fn anchor(&self) -> H {
-        self.anchor.clone()
+    #[inline(always)]
+    pub(crate) fn anchor(&self) -> &H {
+        &self.anchor
     }
 
     /// Gives the room back.
-    pub(crate) fn into_storage(mut self) -> Storage<H::Memory> {
-        self.list.clear();
-        Storage(self.list)
+    #[inline(always)]
+    pub(crate) fn into_room(self) -> Box<Room<H::Memory, T>> {
+        self.room
     }
 }
+
+/// A table in guest memory of entries of two words: an indirect table.
+pub(crate) struct Table<H: Anchor> {
+    anchor: H,
+    addr: u64,
+    len: u32,
+    /// The table, if it lies in one piece and is aligned.
+    whole: Option<Erased<H::Memory>>,
+}
+
+impl<H: Anchor> Table<H> {
+    const ENTRY: usize = 16;
+
+    /// A table of `len` bytes, a multiple of 16 and not 0.
+    pub(crate) fn new<A>(
+        anchor: &H,
+        regions: &Regions<A>,
+        addr: u64,
+        len: u32,
+    ) -> Result<Self, NoMemory>
+    where
+        A: GuestAddressSpace<M = H::Memory>,
+    {
+        let anchor = anchor.clone();
+        let memory = anchor.memory();
+        let first = match regions.find(memory, addr, u64::from(len)) {
+            Some(slice) => Some(slice),
+            None => slices(memory, addr, u64::from(len), Permissions::Read)?
+                .next()
+                .transpose()?,
+        };
+        let whole = first.filter(|slice| {
+            slice.len() as u64 == u64::from(len)
+                && slice.ptr_guard().as_ptr().addr().is_multiple_of(8)
+        });
+        let whole = whole.map(Erased::new);
+        Ok(Self {
+            anchor,
+            addr,
+            len,
+            whole,
+        })
+    }
+
+    pub(crate) fn entries(&self) -> usize {
+        usize::try_from(self.len).unwrap_or(0) / Self::ENTRY
+    }
+
+    /// Reads the entry `index`, each of its words once.
+    #[inline]
+    pub(crate) fn entry(&self, index: usize) -> Result<[u64; 2], NoMemory> {
+        let offset = index * Self::ENTRY;
+        if let Some(Erased(table)) = &self.whole
+            && offset + Self::ENTRY <= table.len()
+        {
+            let guard = table.ptr_guard();
+            // SAFETY: both words lie in the slice, checked here, and are aligned, checked in `new`; the anchor keeps it alive.
+            // They are read atomically.
+            return Ok(unsafe {
+                let words = guard.as_ptr().add(offset).cast::<AtomicU64>();
+                [
+                    (*words).load(Ordering::Relaxed),
+                    (*words.add(1)).load(Ordering::Relaxed),
+                ]
+            });
+        }
+        let error = NoMemory {
+            addr: self.addr,
+            len: u64::from(self.len),
+        };
+        let addr = self.addr.checked_add(offset as u64).ok_or(error)?;
+        let mut entry = [0; 16];
+        self.anchor
+            .memory()
+            .read_slice(&mut entry, GuestAddress(addr))
+            .map_err(|_| error)?;
+        Ok(zerocopy::transmute!(entry))
+    }
+}
+
+/// A word that both sides of a ring access.
+pub(crate) trait Word {
+    /// Its plain type.
+    type Value: Copy;
+    /// Loads it.
+    fn load(&self, order: Ordering) -> Self::Value;
+    /// Stores it.
+    fn store(&self, value: Self::Value, order: Ordering);
+}
+
+// vm-memory has the like in `AtomicInteger`, which the compiler does not inline.
+macro_rules! word {
+    ($atomic:ty, $value:ty) => {
+        impl Word for $atomic {
+            type Value = $value;
+
+            #[inline(always)]
+            fn load(&self, order: Ordering) -> $value {
+                <$atomic>::load(self, order)
+            }
+
+            #[inline(always)]
+            fn store(&self, value: $value, order: Ordering) {
+                <$atomic>::store(self, value, order);
+            }
+        }
+    };
+}
+
+word!(AtomicU16, u16);
+word!(AtomicU32, u32);
+word!(AtomicU64, u64);
 
 /// A contiguous piece of a mapped area.
 struct Piece<M: GuestMemory> {
@@ -201,6 +449,13 @@ struct Piece<M: GuestMemory> {
     start: usize,
     guard: PtrGuardMut,
     slice: Erased<M>,
+}
+
+impl<M: GuestMemory> Piece<M> {
+    #[inline(always)]
+    fn mark_dirty(&self, offset: usize, len: usize) {
+        self.slice.0.bitmap().mark_dirty(offset - self.start, len);
+    }
 }
 
 // SAFETY: as for `Erased`; the guard is a pointer to the same memory.
@@ -212,6 +467,7 @@ unsafe impl<M: GuestMemory> Sync for Piece<M> where BS<'static, M::Bitmap>: Sync
 ///
 /// `ALIGN` is the alignment of the area in guest and in host memory; every word up to that size lies in one piece.
 pub(crate) struct Area<A: GuestAddressSpace, const ALIGN: usize> {
+    /// The first piece: all of the area unless it is fragmented.
     first: Piece<A::M>,
     /// The pieces after the first, in order. Empty unless the area is fragmented.
     rest: Box<[Piece<A::M>]>,
@@ -227,18 +483,15 @@ impl<A: GuestAddressSpace, const ALIGN: usize> Area<A, ALIGN> {
         len: usize,
         access: Permissions,
     ) -> Result<Self, NoMemory> {
+        let memory: &A::M = view;
         let error = NoMemory {
             addr,
             len: len as u64,
         };
-        addr.checked_add(len as u64).ok_or(error)?;
         let mut pieces = Vec::new();
         let mut start = 0;
-        let slices = view
-            .get_slices(GuestAddress(addr), len, access)
-            .map_err(|_| error)?;
-        for slice in slices {
-            let slice = slice.map_err(|_| error)?;
+        for slice in slices(memory, addr, len as u64, access)? {
+            let slice = slice?;
             let guard = slice.ptr_guard_mut();
             let end = start + guard.len();
             if !guard.as_ptr().addr().is_multiple_of(ALIGN)
@@ -265,49 +518,63 @@ impl<A: GuestAddressSpace, const ALIGN: usize> Area<A, ALIGN> {
         })
     }
 
-    pub(crate) fn load<T: AtomicInteger>(&self, offset: usize, order: Ordering) -> T::V {
-        self.word::<T>(offset).0.load(order)
+    #[inline(always)]
+    pub(crate) fn load<T: Word>(&self, offset: usize, order: Ordering) -> T::Value {
+        let [word] = self.words::<T, 1>(offset).0;
+        word.load(order)
+    }
+
+    /// Loads two words that follow each other, the second first; the order is that of the second.
+    #[inline(always)]
+    pub(crate) fn load_pair<T: Word>(&self, offset: usize, order: Ordering) -> [T::Value; 2] {
+        let [first, second] = self.words::<T, 2>(offset).0;
+        let second = second.load(order);
+        [first.load(Ordering::Relaxed), second]
     }
 
     /// Stores a word and marks it dirty.
-    pub(crate) fn store<T: AtomicInteger>(&self, offset: usize, value: T::V, order: Ordering) {
-        let (word, piece) = self.word::<T>(offset);
-        word.store(value, order);
-        piece
-            .slice
-            .0
-            .bitmap()
-            .mark_dirty(offset - piece.start, size_of::<T>());
-    }
-
-    /// The word at `offset`, and the piece it lies in. An offset outside the area is a bug of this crate.
     #[inline(always)]
-    fn word<T: AtomicInteger>(&self, offset: usize) -> (&T, &Piece<A::M>) {
-        const { assert!(size_of::<T>() <= ALIGN && align_of::<T>() == size_of::<T>()) };
-        assert!(offset.is_multiple_of(size_of::<T>()), "misaligned word");
-        let piece = if offset + size_of::<T>() <= self.first.guard.len() {
-            &self.first
-        } else {
-            self.find(offset)
-        };
-        assert!(
-            offset - piece.start + size_of::<T>() <= piece.guard.len(),
-            "word outside the area"
-        );
-        // SAFETY: the word lies inside the piece and is aligned, both checked above and in `map`. The piece is valid while
-        // `_view` is held. `AtomicInteger` promises that any bits are a value and that shared access is sound.
-        (
-            unsafe { &*piece.guard.as_ptr().add(offset - piece.start).cast::<T>() },
-            piece,
-        )
+    pub(crate) fn store<T: Word>(&self, offset: usize, value: T::Value, order: Ordering) {
+        let ([word], piece) = self.words::<T, 1>(offset);
+        word.store(value, order);
+        piece.mark_dirty(offset, size_of::<T>());
     }
 
+    /// The words from `offset` on, and the piece in which the first lies. An offset outside the area is a bug of this crate.
+    #[inline(always)]
+    fn words<T: Word, const N: usize>(&self, offset: usize) -> ([&T; N], &Piece<A::M>) {
+        const { assert!(size_of::<T>() * N <= ALIGN && align_of::<T>() <= size_of::<T>()) };
+        assert!(offset.is_multiple_of(size_of::<T>() * N), "misaligned word");
+        let (piece, start) = if offset + size_of::<T>() * N <= self.first.guard.len() {
+            (&self.first, 0)
+        } else {
+            self.find(offset, size_of::<T>() * N)
+        };
+        // SAFETY: the words lie inside the piece, which was checked above or in `find`, and are aligned, as they are in the piece
+        // and the piece in the host, checked in `map`. The piece is valid while `_view` is held. `Word`s are atomic integers, of
+        // which any bits are a value, and which may be shared.
+        let words = std::array::from_fn(|i| unsafe {
+            &*piece
+                .guard
+                .as_ptr()
+                .add(offset - start + i * size_of::<T>())
+                .cast::<T>()
+        });
+        (words, piece)
+    }
+
+    /// The piece in which the `len` bytes at `offset` lie, and its start.
     #[cold]
-    fn find(&self, offset: usize) -> &Piece<A::M> {
+    fn find(&self, offset: usize, len: usize) -> (&Piece<A::M>, usize) {
         let index = self.rest.partition_point(|piece| piece.start <= offset);
-        index
+        let piece = index
             .checked_sub(1)
             .and_then(|index| self.rest.get(index))
-            .unwrap_or(&self.first)
+            .unwrap_or(&self.first);
+        assert!(
+            offset - piece.start + len <= piece.guard.len(),
+            "word outside the area"
+        );
+        (piece, piece.start)
     }
 }

@@ -114,3 +114,55 @@ pub mod split {
         used_slot(size) + if event_idx { 2 } else { 0 }
     }
 }
+
+/// The packed ring (§2.8).
+pub mod packed {
+    use super::*;
+
+    /// `pvirtq_desc` (§2.8.13).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    #[repr(C)]
+    pub struct Descriptor {
+        /// Address of the buffer, in the address space of the device.
+        pub addr: U64,
+        /// Bytes in the buffer; in a used descriptor, bytes written.
+        pub len: U32,
+        /// Buffer ID.
+        pub id: U16,
+        /// [`DescriptorFlags`](super::DescriptorFlags).
+        pub flags: U16,
+    }
+
+    /// The event suppression structure (§2.8.14).
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    #[repr(C)]
+    pub struct EventSuppression {
+        /// With [`EVENT_DESC`]: the slot at which an event is wanted, and in bit 15 the wrap counter there.
+        pub off_wrap: U16,
+        /// One of the `EVENT_` constants, in the low two bits.
+        pub flags: U16,
+    }
+
+    /// Bit 15 of `off_wrap`.
+    pub const WRAP: u16 = 1 << 15;
+    /// The bits of `flags` that count.
+    pub const EVENT_MASK: u16 = 3;
+    /// Events are wanted.
+    pub const EVENT_ENABLE: u16 = 0;
+    /// Events are not wanted.
+    pub const EVENT_DISABLE: u16 = 1;
+    /// An event is wanted at one descriptor; needs `EVENT_IDX`.
+    pub const EVENT_DESC: u16 = 2;
+
+    /// Alignment of the descriptor ring, in bytes.
+    pub const DESCRIPTOR_ALIGN: u64 = 16;
+    /// Alignment of the event suppression structures, in bytes.
+    pub const EVENT_ALIGN: u64 = 4;
+    /// Bytes in an event suppression structure.
+    pub const EVENT_LEN: usize = 4;
+
+    /// Bytes in the descriptor ring of a queue of `size`.
+    pub const fn descriptor_ring_len(size: usize) -> usize {
+        16 * size
+    }
+}

@@ -44,7 +44,9 @@ fn chains_put_back_come_again_in_their_order() {
     queue.put_back(first).unwrap();
     // Another chain is worth waking for, those put back are not.
     assert!(queue.enable_kicks().unwrap());
-    let QueueState::Split(state) = queue.save();
+    let QueueState::Split(state) = queue.save() else {
+        panic!()
+    };
     assert_eq!(state.in_flight, [3, 5]);
     for head in [3, 5, 0] {
         let chain = queue.pop(&ring.view()).unwrap().unwrap();

@@ -2,32 +2,311 @@
 
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemory, Permissions};
+use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
 use zerocopy::transmute;
 
-use super::StartError;
-use crate::chain::{Builder, Chain};
+use super::in_order::InOrder;
+use super::resumed::Resumed;
+use super::{Format, StartError};
+use crate::chain::{Builder, Chain, ChainRoom};
 use crate::config::QueueConfig;
 use crate::error::{Error, Rule};
-use crate::mapping::{Anchor, Area, NoMemory, Slice, Storage, View};
+use crate::indirect;
+use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
 use crate::spec::split::{self, Descriptor};
 use crate::spec::{DescriptorFlags, Features};
 use crate::state::{SplitState, StateError};
 
 /// The three areas of a ring.
-struct Ring<A: GuestAddressSpace> {
+pub(super) struct SplitRing<A: GuestAddressSpace> {
     desc: Area<A, 16>,
+    regions: Regions<A>,
     avail: Area<A, 2>,
     used: Area<A, 4>,
 }
 
-impl<A: GuestAddressSpace> Ring<A> {
-    fn map(space: &A, config: &QueueConfig) -> Result<Self, NoMemory> {
+impl<A: GuestAddressSpace> SplitRing<A> {
+    /// Reads a descriptor, each of its words once.
+    #[inline(always)]
+    fn descriptor(&self, index: u16) -> Descriptor {
+        let offset = usize::from(index) * size_of::<Descriptor>();
+        let words = self.desc.load_pair::<AtomicU64>(offset, Ordering::Relaxed);
+        transmute!(words)
+    }
+
+    #[inline(always)]
+    fn load_avail(&self, offset: usize, order: Ordering) -> u16 {
+        u16::from_le(self.avail.load::<AtomicU16>(offset, order))
+    }
+
+    #[inline(always)]
+    fn store_used(&self, offset: usize, value: u16, order: Ordering) {
+        self.used.store::<AtomicU16>(offset, value.to_le(), order);
+    }
+}
+
+/// Where the next chain comes from.
+enum Next {
+    /// It was in flight when the state was saved.
+    Resumed(u16),
+    /// The available ring.
+    Available,
+    /// There is none.
+    Nothing,
+}
+
+/// The device's positions in a split ring.
+pub(super) struct Split<M: GuestMemory> {
+    size: u16,
+    features: Features,
+    /// Index of the next entry of the available ring.
+    next_avail: u16,
+    /// The driver's index, as last read.
+    avail_idx: u16,
+    /// Index of the next entry of the used ring.
+    next_used: u16,
+    /// Entries published since `needs_interrupt` was last asked. Not more than 2¹⁶ need to be counted.
+    unsignalled: u32,
+    /// The driver's view of `next_used`.
+    published: u16,
+    /// For each head, when it was popped, counted from 1; 0 if it is not in flight.
+    in_flight: Box<[u64]>,
+    /// With `IN_ORDER`.
+    order: Option<InOrder>,
+    /// Chains popped so far.
+    popped: u64,
+    resumed: Resumed,
+    /// Room of chains that were pushed.
+    #[expect(clippy::vec_box, reason = "a chain takes the box")]
+    rooms: Vec<Box<ChainRoom<M>>>,
+}
+
+impl<M: GuestMemory> Split<M> {
+    fn restore(&mut self, state: &SplitState) -> Result<(), StateError> {
+        let SplitState {
+            next_avail,
+            next_used,
+            in_flight,
+        } = state;
+        let apart = usize::from(next_avail.wrapping_sub(*next_used));
+        if apart != in_flight.len() {
+            return Err(StateError::Count {
+                apart,
+                in_flight: in_flight.len(),
+            });
+        }
+        for &head in in_flight {
+            let slot = self.in_flight.get_mut(usize::from(head));
+            let slot = slot.ok_or(StateError::Head {
+                head,
+                size: self.size,
+            })?;
+            if *slot != 0 {
+                return Err(StateError::Twice(head));
+            }
+            self.popped += 1;
+            *slot = self.popped;
+            if let Some(order) = &mut self.order {
+                order.begin(head);
+            }
+        }
+        self.next_avail = *next_avail;
+        self.avail_idx = *next_avail;
+        self.next_used = *next_used;
+        self.published = *next_used;
+        // The driver may have missed the last interrupt.
+        self.unsignalled = u32::MAX;
+        self.resumed = Resumed::new(in_flight.iter().copied());
+        Ok(())
+    }
+
+    fn slot(&self, index: u16) -> usize {
+        usize::from(index & (self.size - 1))
+    }
+
+    /// Reads the driver's index and tells whether it is ahead of ours.
+    fn refresh<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) -> Result<bool, Error> {
+        // Acquire: entries and descriptors are read after the index that covers them.
+        let index = ring.load_avail(split::IDX, Ordering::Acquire);
+        if index.wrapping_sub(self.next_avail) > self.size {
+            return Err(Error::AvailIndex {
+                index,
+                next: self.next_avail,
+            });
+        }
+        self.avail_idx = index;
+        Ok(index != self.next_avail)
+    }
+
+    /// What to pop when what was last seen of the available ring has been.
+    #[inline(never)]
+    fn refill<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) -> Result<Next, Error> {
+        match self.resumed.pop() {
+            Some(head) => Ok(Next::Resumed(head)),
+            None if self.refresh(ring)? => Ok(Next::Available),
+            None => Ok(Next::Nothing),
+        }
+    }
+
+    /// Takes the next entry of the available ring and marks its chain as in flight.
+    #[inline(always)]
+    fn take<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) -> Result<u16, Error> {
+        let head = ring.load_avail(
+            split::avail_slot(self.slot(self.next_avail)),
+            Ordering::Relaxed,
+        );
+        let Some(when) = self.in_flight.get_mut(usize::from(head)) else {
+            return Err(Error::Chain {
+                head,
+                rule: Rule::Head,
+            });
+        };
+        if *when != 0 {
+            return Err(Error::Chain {
+                head,
+                rule: Rule::InFlight,
+            });
+        }
+        self.popped += 1;
+        *when = self.popped;
+        self.next_avail = self.next_avail.wrapping_add(1);
+        if let Some(order) = &mut self.order {
+            order.begin(head);
+        }
+        Ok(head)
+    }
+
+    /// Walks the chain that begins with `descriptor`.
+    fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
+        &self,
+        ring: &SplitRing<A>,
+        mut descriptor: Descriptor,
+        chain: &mut Builder<'_, H, A>,
+    ) -> Result<(), Rule> {
+        loop {
+            let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
+            if flags.contains(DescriptorFlags::INDIRECT) {
+                if !self.features.contains(Features::INDIRECT_DESC) {
+                    return Err(Rule::IndirectFeature);
+                }
+                if flags.contains(DescriptorFlags::NEXT) {
+                    return Err(Rule::IndirectNext);
+                }
+                return indirect::walk_linked(chain, descriptor.addr.get(), descriptor.len.get());
+            }
+            chain.add(
+                descriptor.addr.get(),
+                descriptor.len.get(),
+                flags.contains(DescriptorFlags::WRITE),
+            )?;
+            if !flags.contains(DescriptorFlags::NEXT) {
+                return Ok(());
+            }
+            let next = descriptor.next.get();
+            if next >= self.size {
+                return Err(Rule::Next(next));
+            }
+            descriptor = ring.descriptor(next);
+        }
+    }
+
+    /// Writes the entries that a pushed chain lets go; false if it was pushed before.
+    fn end_in_order<A: GuestAddressSpace>(
+        &mut self,
+        ring: &SplitRing<A>,
+        head: u16,
+        written: u32,
+    ) -> bool {
+        let first = self
+            .order
+            .as_mut()
+            .is_some_and(|order| order.end(head, written));
+        while let Some((head, written)) = self.order.as_mut().and_then(InOrder::next) {
+            self.write_used(ring, head, written);
+        }
+        first
+    }
+
+    /// Ends a chain in flight and writes its entry of the used ring.
+    #[inline(always)]
+    fn write_used<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>, head: u16, written: u32) {
+        if let Some(when) = self.in_flight.get_mut(usize::from(head)) {
+            *when = 0;
+        }
+        let offset = split::used_slot(self.slot(self.next_used));
+        ring.used
+            .store::<AtomicU32>(offset, u32::from(head).to_le(), Ordering::Relaxed);
+        ring.used
+            .store::<AtomicU32>(offset + 4, written.to_le(), Ordering::Relaxed);
+        self.next_used = self.next_used.wrapping_add(1);
+    }
+}
+
+impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
+    type Ring = SplitRing<A>;
+    type State = SplitState;
+
+    fn new(
+        config: &QueueConfig,
+        size: u16,
+        state: Option<&SplitState>,
+    ) -> Result<Self, StartError> {
+        let mut queue = Self {
+            size,
+            features: config.features,
+            next_avail: 0,
+            avail_idx: 0,
+            next_used: 0,
+            unsignalled: 0,
+            published: 0,
+            in_flight: vec![0; usize::from(size)].into(),
+            order: InOrder::new(config.features, size),
+            popped: 0,
+            resumed: Resumed::default(),
+            rooms: Vec::new(),
+        };
+        if let Some(state) = state {
+            queue.restore(state)?;
+        }
+        Ok(queue)
+    }
+
+    fn save(&self) -> SplitState {
+        let Self {
+            next_avail,
+            next_used,
+            in_flight,
+            // What follows is configuration, a cache, or contained in `in_flight`.
+            size: _,
+            features: _,
+            avail_idx: _,
+            unsignalled: _,
+            published: _,
+            order: _,
+            popped: _,
+            resumed: _,
+            rooms: _,
+        } = self;
+        let mut heads: Vec<(u64, u16)> = (0..)
+            .zip(in_flight)
+            .filter(|(_, when)| **when != 0)
+            .map(|(head, when)| (*when, head))
+            .collect();
+        heads.sort_unstable();
+        SplitState {
+            next_avail: *next_avail,
+            next_used: *next_used,
+            in_flight: heads.into_iter().map(|(_, head)| head).collect(),
+        }
+    }
+
+    fn map(space: &A, config: &QueueConfig) -> Result<SplitRing<A>, NoMemory> {
         let view = View::new(space);
         let size = usize::try_from(config.size).unwrap_or(usize::MAX);
         let event_idx = config.features.contains(Features::EVENT_IDX);
         let desc_len = split::descriptor_table_len(size);
-        Ok(Self {
+        Ok(SplitRing {
+            regions: Regions::new(&view),
             desc: Area::map(&view, config.desc.0, desc_len, Permissions::Read)?,
             avail: Area::map(
                 &view,
@@ -44,412 +323,145 @@ impl<A: GuestAddressSpace> Ring<A> {
         })
     }
 
-    /// Reads a descriptor, each of its words once.
-    fn descriptor(&self, index: u16) -> Descriptor {
-        let offset = usize::from(index) * size_of::<Descriptor>();
-        let words = [
-            self.desc.load::<AtomicU64>(offset, Ordering::Relaxed),
-            self.desc.load::<AtomicU64>(offset + 8, Ordering::Relaxed),
-        ];
-        transmute!(words)
-    }
-
-    fn load_avail(&self, offset: usize, order: Ordering) -> u16 {
-        u16::from_le(self.avail.load::<AtomicU16>(offset, order))
-    }
-
-    fn store_used(&self, offset: usize, value: u16, order: Ordering) {
-        self.used.store::<AtomicU16>(offset, value.to_le(), order);
-    }
-}
-
-pub(super) struct SplitQueue<A: GuestAddressSpace> {
-    space: A,
-    config: QueueConfig,
-    size: u16,
-    /// The ring, as long as it is mapped.
-    ring: Option<Ring<A>>,
-    broken: bool,
-    /// Index of the next entry of the available ring.
-    next_avail: u16,
-    /// The driver's index, as last read.
-    avail_idx: u16,
-    /// Index of the next entry of the used ring.
-    next_used: u16,
-    /// `next_used` when `needs_interrupt` was last asked; none if that is not known.
-    signalled: Option<u16>,
-    /// For each head, when it was popped; 0 if it is not in flight.
-    in_flight: Box<[u64]>,
-    /// Chains popped so far.
-    popped: u64,
-    /// Heads in flight that are to be popped again, the next one last: those of a saved state below those put back.
-    resumed: Vec<u16>,
-    /// How many of `resumed` were put back.
-    put_back: usize,
-    /// Room of chains that were pushed.
-    storage: Vec<Storage<A::M>>,
-}
-
-impl<A: GuestAddressSpace> SplitQueue<A> {
-    pub(super) fn new(
-        space: A,
-        config: &QueueConfig,
-        size: u16,
-        state: Option<&SplitState>,
-    ) -> Result<Self, StartError> {
-        let ring = Ring::map(&space, config)?;
-        let mut queue = Self {
-            space,
-            config: *config,
-            size,
-            ring: Some(ring),
-            broken: false,
-            next_avail: 0,
-            avail_idx: 0,
-            next_used: 0,
-            signalled: Some(0),
-            in_flight: vec![0; usize::from(size)].into(),
-            popped: 0,
-            resumed: Vec::new(),
-            put_back: 0,
-            storage: Vec::new(),
-        };
-        if let Some(state) = state {
-            queue.restore(state)?;
-        }
-        Ok(queue)
-    }
-
-    fn restore(&mut self, state: &SplitState) -> Result<(), StateError> {
-        let SplitState {
-            next_avail,
-            next_used,
-            in_flight,
-        } = state;
-        if usize::from(next_avail.wrapping_sub(*next_used)) != in_flight.len() {
-            return Err(StateError::Count {
-                next_avail: *next_avail,
-                next_used: *next_used,
-                in_flight: in_flight.len(),
-            });
-        }
-        for &head in in_flight {
-            let slot = self.in_flight.get_mut(usize::from(head));
-            let slot = slot.ok_or(StateError::Head {
-                head,
-                size: self.size,
-            })?;
-            if *slot != 0 {
-                return Err(StateError::Twice(head));
-            }
-            self.popped += 1;
-            *slot = self.popped;
-        }
-        self.next_avail = *next_avail;
-        self.avail_idx = *next_avail;
-        self.next_used = *next_used;
-        self.signalled = None;
-        self.resumed = in_flight.iter().rev().copied().collect();
-        Ok(())
-    }
-
-    pub(super) fn save(&self) -> SplitState {
-        let mut in_flight: Vec<(u64, u16)> = (0u16..)
-            .zip(&self.in_flight)
-            .filter(|(_, when)| **when != 0)
-            .map(|(head, when)| (*when, head))
-            .collect();
-        in_flight.sort_unstable();
-        SplitState {
-            next_avail: self.next_avail,
-            next_used: self.next_used,
-            in_flight: in_flight.into_iter().map(|(_, head)| head).collect(),
-        }
-    }
-
-    pub(super) fn size(&self) -> u16 {
-        self.size
-    }
-
-    pub(super) fn unmap(&mut self) {
-        self.ring = None;
-    }
-
-    fn has(&self, feature: Features) -> bool {
-        self.config.features.contains(feature)
-    }
-
-    /// Maps the ring if it is not, and calls `f` with it. An error of the driver's breaks the queue.
-    #[inline]
-    fn with_ring<R>(
+    #[inline(always)]
+    fn pop<H: Anchor<Memory = A::M>>(
         &mut self,
-        f: impl FnOnce(&mut Self, &Ring<A>) -> Result<R, Error>,
-    ) -> Result<R, Error> {
-        if self.broken {
-            return Err(Error::Broken);
-        }
-        let result = match self.ring.take() {
-            Some(ring) => Ok(ring),
-            None => Ring::map(&self.space, &self.config).map_err(Error::Ring),
-        };
-        let result = result.and_then(|ring| {
-            let result = f(self, &ring);
-            self.ring = Some(ring);
-            result
-        });
-        if let Err(Error::AvailIndex { .. } | Error::Chain { .. } | Error::Ring(_)) = result {
-            self.broken = true;
-        }
-        result
-    }
-
-    pub(super) fn pop<H: Anchor<Memory = A::M>>(
-        &mut self,
+        ring: &SplitRing<A>,
         memory: &H,
     ) -> Result<Option<Chain<H>>, Error> {
-        self.with_ring(|queue, ring| {
-            let head = match queue.resumed.pop() {
-                Some(head) => {
-                    queue.put_back = queue.put_back.saturating_sub(1);
-                    head
-                }
-                None if queue.next_avail == queue.avail_idx && !queue.refresh(ring)? => {
-                    return Ok(None);
-                }
-                None => {
-                    let slot = usize::from(queue.next_avail & (queue.size - 1));
-                    let head = ring.load_avail(split::avail_slot(slot), Ordering::Relaxed);
-                    queue
-                        .take(head)
-                        .map_err(|rule| Error::Chain { head, rule })?;
-                    head
-                }
-            };
-            let storage = queue.storage.pop().unwrap_or_default();
-            let chain = queue.walk(
-                ring,
-                head,
-                Builder::new(memory.clone(), storage, queue.size),
-            );
-            chain.map(Some).map_err(|rule| Error::Chain { head, rule })
-        })
-    }
-
-    /// Reads the driver's index and tells whether it is ahead of ours.
-    fn refresh(&mut self, ring: &Ring<A>) -> Result<bool, Error> {
-        // Acquire: entries and descriptors are read after the index that covers them.
-        let index = ring.load_avail(split::IDX, Ordering::Acquire);
-        if index.wrapping_sub(self.next_avail) > self.size {
-            return Err(Error::AvailIndex {
-                index,
-                next: self.next_avail,
-            });
-        }
-        self.avail_idx = index;
-        Ok(index != self.next_avail)
-    }
-
-    /// Marks `head` as in flight and steps over its entry.
-    fn take(&mut self, head: u16) -> Result<(), Rule> {
-        let when = self
-            .in_flight
-            .get_mut(usize::from(head))
-            .ok_or(Rule::Head)?;
-        if *when != 0 {
-            return Err(Rule::InFlight);
-        }
-        self.popped += 1;
-        *when = self.popped;
-        self.next_avail = self.next_avail.wrapping_add(1);
-        Ok(())
-    }
-
-    fn walk<H: Anchor>(
-        &self,
-        ring: &Ring<A>,
-        head: u16,
-        mut chain: Builder<H>,
-    ) -> Result<Chain<H>, Rule> {
-        let mut index = head;
-        loop {
-            let descriptor = ring.descriptor(index);
-            let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
-            if flags.contains(DescriptorFlags::INDIRECT) {
-                if !self.has(Features::INDIRECT_DESC) {
-                    return Err(Rule::IndirectFeature);
-                }
-                if flags.contains(DescriptorFlags::NEXT) {
-                    return Err(Rule::IndirectNext);
-                }
-                walk_table(&mut chain, descriptor.addr.get(), descriptor.len.get())?;
-                break;
+        let head = if self.next_avail == self.avail_idx {
+            match self.refill(ring)? {
+                Next::Resumed(head) => head,
+                Next::Available => self.take(ring)?,
+                Next::Nothing => return Ok(None),
             }
-            chain.add(
+        } else {
+            self.take(ring)?
+        };
+        let mut chain = Chain::new(
+            head,
+            memory.clone(),
+            self.rooms.pop().unwrap_or_else(Room::new),
+        );
+        let descriptor = ring.descriptor(head);
+        let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
+        let writable = flags.contains(DescriptorFlags::WRITE);
+        let single = !flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT);
+        if single
+            && chain.single(
+                &ring.regions,
                 descriptor.addr.get(),
                 descriptor.len.get(),
-                flags.contains(DescriptorFlags::WRITE),
-            )?;
-            if !flags.contains(DescriptorFlags::NEXT) {
-                break;
-            }
-            index = descriptor.next.get();
-            if index >= self.size {
-                return Err(Rule::Next(index));
-            }
+                writable,
+            )
+        {
+            return Ok(Some(chain));
         }
-        Ok(chain.finish(head))
+        match self.walk(
+            ring,
+            descriptor,
+            &mut Builder::new(&mut chain, &ring.regions, self.size),
+        ) {
+            Ok(()) => Ok(Some(chain)),
+            Err(rule) => Err(Error::Chain { head, rule }),
+        }
     }
 
-    pub(super) fn push<H: Anchor<Memory = A::M>>(
+    #[inline(always)]
+    fn stage<H: Anchor<Memory = A::M>>(
         &mut self,
+        ring: &SplitRing<A>,
         chain: Chain<H>,
         written: u32,
     ) -> Result<(), Error> {
-        self.with_ring(|queue, ring| {
-            let (head, writable) = (chain.head(), chain.writable_len());
-            if u64::from(written) > writable {
-                return Err(Error::Written {
-                    head,
-                    written,
-                    writable,
-                });
-            }
-            match queue.in_flight.get_mut(usize::from(head)) {
-                Some(when) if *when != 0 => *when = 0,
-                _ => return Err(Error::NotInFlight(head)),
-            }
-            let slot = split::used_slot(usize::from(queue.next_used & (queue.size - 1)));
-            ring.used
-                .store::<AtomicU32>(slot, u32::from(head).to_le(), Ordering::Relaxed);
-            ring.used
-                .store::<AtomicU32>(slot + 4, written.to_le(), Ordering::Relaxed);
-            queue.next_used = queue.next_used.wrapping_add(1);
-            // Release: the driver sees the buffers and the entry before the index that covers them.
-            ring.store_used(split::IDX, queue.next_used, Ordering::Release);
-            queue.storage.push(chain.into_storage());
-            Ok(())
-        })
-    }
-
-    pub(super) fn put_back<H: Anchor<Memory = A::M>>(
-        &mut self,
-        chain: Chain<H>,
-    ) -> Result<(), Error> {
-        let head = chain.head();
-        match self.in_flight.get(usize::from(head)) {
-            Some(when) if *when != 0 => {}
-            _ => return Err(Error::NotInFlight(head)),
+        let (head, writable) = (chain.head(), chain.writable_len());
+        if u64::from(written) > writable {
+            return Err(Error::Written {
+                head,
+                written,
+                writable,
+            });
         }
-        self.resumed.push(head);
-        self.put_back += 1;
-        self.storage.push(chain.into_storage());
+        if self
+            .in_flight
+            .get(usize::from(head))
+            .is_none_or(|when| *when == 0)
+        {
+            return Err(Error::NotInFlight(head));
+        }
+        if self.order.is_none() {
+            self.write_used(ring, head, written);
+        } else if !self.end_in_order(ring, head, written) {
+            return Err(Error::NotInFlight(head));
+        }
+        self.rooms.push(chain.into_room());
         Ok(())
     }
 
-    pub(super) fn needs_interrupt(&mut self) -> Result<bool, Error> {
-        self.with_ring(|queue, ring| {
-            // The index is published before the driver's wish is read; the driver writes its wish before it reads the index.
-            fence(Ordering::SeqCst);
-            let new = queue.next_used;
-            let old = queue.signalled.replace(new);
-            if old == Some(new) {
-                return Ok(false);
-            }
-            if !queue.has(Features::EVENT_IDX) {
-                let flags = ring.load_avail(split::FLAGS, Ordering::Relaxed);
-                return Ok(flags & split::AVAIL_F_NO_INTERRUPT == 0);
-            }
-            let event = ring.load_avail(
-                split::avail_len(usize::from(queue.size), false),
-                Ordering::Relaxed,
-            );
-            // §2.7.10: the event index lies among those passed since.
-            Ok(old
-                .is_none_or(|old| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)))
-        })
+    #[inline(always)]
+    fn publish(&mut self, ring: &SplitRing<A>) {
+        let new = self.next_used.wrapping_sub(self.published);
+        self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
+        self.published = self.next_used;
+        // Release: the driver sees the buffers and the entries before the index that covers them.
+        ring.store_used(split::IDX, self.next_used, Ordering::Release);
     }
 
-    pub(super) fn disable_kicks(&mut self) -> Result<(), Error> {
-        self.with_ring(|queue, ring| {
-            // With EVENT_IDX the index asked for lies behind and stays there.
-            if !queue.has(Features::EVENT_IDX) {
-                ring.store_used(split::FLAGS, split::USED_F_NO_NOTIFY, Ordering::Relaxed);
-            }
-            Ok(())
-        })
-    }
-
-    pub(super) fn enable_kicks(&mut self) -> Result<bool, Error> {
-        self.with_ring(|queue, ring| {
-            if queue.has(Features::EVENT_IDX) {
-                let event = split::used_len(usize::from(queue.size), false);
-                ring.store_used(event, queue.next_avail, Ordering::Relaxed);
-            } else {
-                ring.store_used(split::FLAGS, 0, Ordering::Relaxed);
-            }
-            // Our wish is published before the driver's index is read; the driver does the same in the other order.
-            fence(Ordering::SeqCst);
-            Ok(queue.refresh(ring)? || queue.resumed.len() > queue.put_back)
-        })
-    }
-}
-
-/// Walks an indirect table (§2.7.5.3).
-fn walk_table<H: Anchor>(chain: &mut Builder<H>, addr: u64, len: u32) -> Result<(), Rule> {
-    let entry = size_of::<Descriptor>() as u64;
-    if len == 0 || !u64::from(len).is_multiple_of(entry) {
-        return Err(Rule::IndirectLength(len));
-    }
-    let no_memory = NoMemory {
-        addr,
-        len: u64::from(len),
-    };
-    addr.checked_add(u64::from(len)).ok_or(no_memory)?;
-    let memory = chain.anchor();
-    let table = memory.memory();
-    let whole = usize::try_from(len).ok().and_then(|len| {
-        let mut slices = table
-            .get_slices(GuestAddress(addr), len, Permissions::Read)
-            .ok()?;
-        slices.next()?.ok().filter(|slice| slice.len() == len)
-    });
-    let entries = u64::from(len) / entry;
-    let mut index: u16 = 0;
-    loop {
-        if u64::from(index) >= entries {
-            return Err(Rule::Next(index));
+    fn put_back<H: Anchor<Memory = A::M>>(&mut self, chain: Chain<H>) -> Result<(), Error> {
+        let head = chain.head();
+        if self
+            .in_flight
+            .get(usize::from(head))
+            .is_none_or(|when| *when == 0)
+        {
+            return Err(Error::NotInFlight(head));
         }
-        let offset = usize::from(index) * size_of::<Descriptor>();
-        let descriptor = match &whole {
-            Some(slice) => read_entry::<H::Memory>(slice, offset),
-            None => table
-                .read_obj::<u128>(GuestAddress(addr + offset as u64))
-                .ok(),
-        };
-        let descriptor: Descriptor = transmute!(descriptor.ok_or(no_memory)?);
-        let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
-        if flags.contains(DescriptorFlags::INDIRECT) {
-            return Err(Rule::IndirectNested);
-        }
-        chain.add(
-            descriptor.addr.get(),
-            descriptor.len.get(),
-            flags.contains(DescriptorFlags::WRITE),
-        )?;
-        if !flags.contains(DescriptorFlags::NEXT) {
-            return Ok(());
-        }
-        index = descriptor.next.get();
+        self.resumed.put_back(head);
+        // The next chain is looked for among the resumed before the ring.
+        self.avail_idx = self.next_avail;
+        self.rooms.push(chain.into_room());
+        Ok(())
     }
-}
 
-/// Reads an entry of a contiguous table. Tables need not be aligned, though all are.
-fn read_entry<M: GuestMemory>(table: &Slice<'_, M>, offset: usize) -> Option<u128> {
-    match (
-        table.load::<u64>(offset, Ordering::Relaxed),
-        table.load::<u64>(offset + 8, Ordering::Relaxed),
-    ) {
-        (Ok(first), Ok(second)) => Some(transmute!([first, second])),
-        _ => table.read_obj(offset).ok(),
+    fn needs_interrupt(&mut self, ring: &SplitRing<A>) -> bool {
+        let passed = std::mem::take(&mut self.unsignalled);
+        if passed == 0 {
+            return false;
+        }
+        // The index is published before the driver's wish is read; the driver writes its wish before it reads the index.
+        fence(Ordering::SeqCst);
+        if !self.features.contains(Features::EVENT_IDX) {
+            return ring.load_avail(split::FLAGS, Ordering::Relaxed) & split::AVAIL_F_NO_INTERRUPT
+                == 0;
+        }
+        let event = ring.load_avail(
+            split::avail_len(usize::from(self.size), false),
+            Ordering::Relaxed,
+        );
+        // §2.7.10: the event index is among those passed.
+        u32::from(self.published.wrapping_sub(event).wrapping_sub(1)) < passed
+    }
+
+    fn disable_kicks(&mut self, ring: &SplitRing<A>) {
+        // With EVENT_IDX the index asked for lies behind and stays there.
+        if !self.features.contains(Features::EVENT_IDX) {
+            ring.store_used(split::FLAGS, split::USED_F_NO_NOTIFY, Ordering::Relaxed);
+        }
+    }
+
+    fn enable_kicks(&mut self, ring: &SplitRing<A>) -> Result<bool, Error> {
+        if self.features.contains(Features::EVENT_IDX) {
+            let event = split::used_len(usize::from(self.size), false);
+            ring.store_used(event, self.next_avail, Ordering::Relaxed);
+        } else {
+            ring.store_used(split::FLAGS, 0, Ordering::Relaxed);
+        }
+        // Our wish is published before the driver's index is read; the driver does the same in the other order.
+        fence(Ordering::SeqCst);
+        let available = self.refresh(ring)?;
+        if !self.resumed.is_empty() {
+            self.avail_idx = self.next_avail;
+        }
+        Ok(available || self.resumed.any_new())
     }
 }

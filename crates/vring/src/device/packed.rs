@@ -1,0 +1,585 @@
+//! The device side of a packed virtqueue (virtio 1.3 §2.8).
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
+use zerocopy::transmute;
+
+use super::in_order::InOrder;
+use super::resumed::Resumed;
+use super::{Format, StartError};
+use crate::chain::{Builder, Chain, ChainRoom};
+use crate::config::QueueConfig;
+use crate::error::{Error, Rule};
+use crate::indirect;
+use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
+use crate::packed_position::{available, distance, off_wrap, passed_event, step};
+use crate::spec::packed::{self, Descriptor, EventSuppression};
+use crate::spec::{DescriptorFlags, Features};
+use crate::state::{PackedChain, PackedPosition, PackedState, StateError};
+
+/// The three areas of a ring.
+pub(super) struct PackedRing<A: GuestAddressSpace> {
+    desc: Area<A, 16>,
+    regions: Regions<A>,
+    driver_event: Area<A, 4>,
+    device_event: Area<A, 4>,
+}
+
+impl<A: GuestAddressSpace> PackedRing<A> {
+    /// Reads the descriptor in `slot`, each of its words once: flags, ID and length before the address.
+    #[inline(always)]
+    fn descriptor(&self, slot: u16) -> Descriptor {
+        // Acquire: the address, and the descriptors after this one, are read after the flags.
+        let offset = usize::from(slot) * size_of::<Descriptor>();
+        transmute!(self.desc.load_pair::<AtomicU64>(offset, Ordering::Acquire))
+    }
+
+    /// Reads the descriptor at a position if it is available there.
+    #[inline(always)]
+    fn available(&self, at: PackedPosition) -> Option<Descriptor> {
+        let descriptor = self.descriptor(at.slot);
+        available(descriptor.flags.get(), at.wrap).then_some(descriptor)
+    }
+}
+
+/// A chain that was popped.
+#[derive(Clone, Copy, Default)]
+struct InFlight {
+    /// How many were popped before it, and itself; 0 if the ID is not in flight.
+    when: u64,
+    /// Its number of descriptors in the ring.
+    slots: u16,
+    /// The copy of its first descriptor.
+    first: u16,
+}
+
+/// A copy of a descriptor in flight.
+#[derive(Clone, Copy)]
+struct Copied {
+    descriptor: Descriptor,
+    /// The next of the same chain, or of the free copies.
+    next: u16,
+}
+
+/// The device's positions in a packed ring.
+pub(super) struct Packed<M: GuestMemory> {
+    size: u16,
+    features: Features,
+    next_avail: PackedPosition,
+    next_used: PackedPosition,
+    /// The driver's view of `next_used`.
+    published: PackedPosition,
+    /// The first used descriptor that was staged: its offset, and the word that publishes it and those after it.
+    staged: Option<(usize, u64)>,
+    /// Slots published since `needs_interrupt` was last asked.
+    unsignalled: u32,
+    /// Descriptors not in flight.
+    free: u16,
+    /// For each buffer ID.
+    in_flight: Box<[InFlight]>,
+    /// Copies of the descriptors in flight: those in the ring are overwritten by chains that are pushed earlier.
+    copies: Box<[Copied]>,
+    /// The first free copy.
+    free_copy: u16,
+    /// With `IN_ORDER`.
+    order: Option<InOrder>,
+    /// Chains popped so far.
+    popped: u64,
+    resumed: Resumed,
+    /// Room of chains that were pushed.
+    #[expect(clippy::vec_box, reason = "a chain takes the box")]
+    rooms: Vec<Box<ChainRoom<M>>>,
+}
+
+impl<M: GuestMemory> Packed<M> {
+    fn restore(&mut self, state: &PackedState) -> Result<(), StateError> {
+        let PackedState {
+            next_avail,
+            next_used,
+            in_flight,
+        } = state;
+        for at in [next_avail, next_used] {
+            if at.slot >= self.size {
+                return Err(StateError::Slot {
+                    slot: at.slot,
+                    size: self.size,
+                });
+            }
+        }
+        let descriptors = in_flight.iter().map(|chain| chain.descriptors.len()).sum();
+        let apart = usize::from(distance(*next_used, *next_avail, self.size));
+        if apart != descriptors || apart > usize::from(self.size) {
+            return Err(StateError::Count {
+                apart,
+                in_flight: descriptors,
+            });
+        }
+        for chain in in_flight {
+            let head = chain.id;
+            let mut first = None;
+            for &(addr, len, flags) in chain.descriptors.iter().rev() {
+                let descriptor = Descriptor {
+                    addr: addr.into(),
+                    len: len.into(),
+                    id: head.into(),
+                    flags: flags.into(),
+                };
+                first = self.copy(descriptor, first);
+            }
+            let slots = u16::try_from(chain.descriptors.len()).unwrap_or(u16::MAX);
+            match self.begin(head, first, slots) {
+                Ok(()) => {}
+                Err(Rule::InFlight) => return Err(StateError::Twice(head)),
+                Err(_) => {
+                    return Err(StateError::Head {
+                        head,
+                        size: self.size,
+                    });
+                }
+            }
+        }
+        self.next_avail = *next_avail;
+        self.next_used = *next_used;
+        self.published = *next_used;
+        // The driver may have missed the last interrupt.
+        self.unsignalled = u32::MAX;
+        self.resumed = Resumed::new(in_flight.iter().map(|chain| chain.id));
+        Ok(())
+    }
+
+    /// Keeps a copy that links to `next` (to itself at the end of a chain). There are as many copies as descriptors.
+    #[inline(always)]
+    fn copy(&mut self, descriptor: Descriptor, next: Option<u16>) -> Option<u16> {
+        let index = self.free_copy;
+        let copy = self.copies.get_mut(usize::from(index))?;
+        self.free_copy = copy.next;
+        *copy = Copied {
+            descriptor,
+            next: next.unwrap_or(index),
+        };
+        Some(index)
+    }
+
+    /// The copies of a chain from `first` on.
+    fn copied(&self, first: u16, slots: u16) -> impl Iterator<Item = &Copied> {
+        let mut index = first;
+        (0..slots).map_while(move |_| {
+            let copy = self.copies.get(usize::from(index))?;
+            index = copy.next;
+            Some(copy)
+        })
+    }
+
+    /// Marks `id` as in flight.
+    #[inline(always)]
+    fn begin(&mut self, id: u16, first: Option<u16>, slots: u16) -> Result<(), Rule> {
+        let (Some(chain), Some(first)) = (self.in_flight.get_mut(usize::from(id)), first) else {
+            return Err(Rule::Head);
+        };
+        if chain.when != 0 {
+            return Err(Rule::InFlight);
+        }
+        self.popped += 1;
+        *chain = InFlight {
+            when: self.popped,
+            slots,
+            first,
+        };
+        self.free = self.free.saturating_sub(slots);
+        if let Some(order) = &mut self.order {
+            order.begin(id);
+        }
+        Ok(())
+    }
+
+    /// Takes the chain that begins with `first` out of the ring and returns its ID, which the last descriptor holds.
+    #[inline(always)]
+    fn take<A: GuestAddressSpace>(
+        &mut self,
+        ring: &PackedRing<A>,
+        first: Descriptor,
+    ) -> Result<u16, Error> {
+        let flags = DescriptorFlags::from_bits_retain(first.flags.get());
+        if flags.contains(DescriptorFlags::NEXT) || self.free == 0 {
+            return self.take_many(ring, first);
+        }
+        let head = first.id.get();
+        let copy = self.copy(first, None);
+        self.begin(head, copy, 1)
+            .map_err(|rule| Error::Chain { head, rule })?;
+        self.next_avail = step(self.next_avail, 1, self.size);
+        Ok(head)
+    }
+
+    fn take_many<A: GuestAddressSpace>(
+        &mut self,
+        ring: &PackedRing<A>,
+        mut descriptor: Descriptor,
+    ) -> Result<u16, Error> {
+        let mut first = None;
+        let mut last: Option<u16> = None;
+        let mut slots = 0;
+        let mut at = self.next_avail;
+        loop {
+            let head = descriptor.id.get();
+            let fail = |rule| Error::Chain { head, rule };
+            let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
+            if slots == self.free {
+                return Err(fail(Rule::TooLong));
+            }
+            slots += 1;
+            at = step(at, 1, self.size);
+            let copy = self.copy(descriptor, None);
+            if let Some(last) = last.and_then(|last| self.copies.get_mut(usize::from(last))) {
+                last.next = copy.unwrap_or(0);
+            }
+            first = first.or(copy);
+            last = copy;
+            if !flags.contains(DescriptorFlags::NEXT) {
+                self.begin(head, first, slots).map_err(fail)?;
+                self.next_avail = at;
+                return Ok(head);
+            }
+            if flags.contains(DescriptorFlags::INDIRECT) {
+                return Err(fail(Rule::IndirectNext));
+            }
+            descriptor = ring.descriptor(at.slot);
+        }
+    }
+
+    /// Translates the copies of a chain.
+    fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
+        &self,
+        id: u16,
+        chain: &mut Builder<'_, H, A>,
+    ) -> Result<(), Rule> {
+        let InFlight { first, slots, .. } =
+            *self.in_flight.get(usize::from(id)).ok_or(Rule::Head)?;
+        for (number, copy) in (1..).zip(self.copied(first, slots)) {
+            let Descriptor {
+                addr,
+                len,
+                flags,
+                id: _,
+            } = copy.descriptor;
+            let flags = DescriptorFlags::from_bits_retain(flags.get());
+            if !flags.contains(DescriptorFlags::INDIRECT) {
+                chain.add(
+                    addr.get(),
+                    len.get(),
+                    flags.contains(DescriptorFlags::WRITE),
+                )?;
+            } else if !self.features.contains(Features::INDIRECT_DESC) {
+                return Err(Rule::IndirectFeature);
+            } else if number != slots {
+                return Err(Rule::IndirectNext);
+            } else {
+                indirect::walk_sequence(chain, addr.get(), len.get())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the used descriptors that a pushed chain lets go; false if it was pushed before.
+    fn end_in_order<A: GuestAddressSpace>(
+        &mut self,
+        ring: &PackedRing<A>,
+        id: u16,
+        written: u32,
+    ) -> bool {
+        let first = self
+            .order
+            .as_mut()
+            .is_some_and(|order| order.end(id, written));
+        while let Some((id, written)) = self.order.as_mut().and_then(InOrder::next) {
+            self.write_used(ring, id, written);
+        }
+        first
+    }
+
+    /// Ends a chain in flight and writes its used descriptor.
+    #[inline(always)]
+    fn write_used<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>, id: u16, written: u32) {
+        let Some(chain) = self.in_flight.get_mut(usize::from(id)) else {
+            return;
+        };
+        let InFlight { slots, first, .. } = std::mem::take(chain);
+        // The copies are linked already: the chain is put before the free ones.
+        let mut last = first;
+        for _ in 1..slots {
+            last = self
+                .copies
+                .get(usize::from(last))
+                .map_or(last, |copy| copy.next);
+        }
+        if let Some(last) = self.copies.get_mut(usize::from(last)) {
+            last.next = self.free_copy;
+            self.free_copy = first;
+        }
+        self.free += slots;
+        let mut flags = DescriptorFlags::empty();
+        flags.set(
+            DescriptorFlags::AVAIL | DescriptorFlags::USED,
+            self.next_used.wrap,
+        );
+        flags.set(DescriptorFlags::WRITE, written != 0);
+        let used = Descriptor {
+            addr: 0.into(),
+            len: written.into(),
+            id: id.into(),
+            flags: flags.bits().into(),
+        };
+        let [_, word]: [u64; 2] = transmute!(used);
+        let offset = usize::from(self.next_used.slot) * size_of::<Descriptor>() + 8;
+        if self.staged.is_none() {
+            self.staged = Some((offset, word));
+        } else {
+            ring.desc
+                .store::<AtomicU64>(offset, word, Ordering::Relaxed);
+        }
+        self.next_used = step(self.next_used, slots, self.size);
+    }
+}
+
+impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
+    type Ring = PackedRing<A>;
+    type State = PackedState;
+
+    fn new(
+        config: &QueueConfig,
+        size: u16,
+        state: Option<&PackedState>,
+    ) -> Result<Self, StartError> {
+        let empty = Descriptor {
+            addr: 0.into(),
+            len: 0.into(),
+            id: 0.into(),
+            flags: 0.into(),
+        };
+        let mut queue = Self {
+            size,
+            features: config.features,
+            next_avail: PackedPosition::default(),
+            next_used: PackedPosition::default(),
+            published: PackedPosition::default(),
+            staged: None,
+            unsignalled: 0,
+            free: size,
+            in_flight: vec![InFlight::default(); usize::from(size)].into(),
+            copies: (1..=size)
+                .map(|next| Copied {
+                    descriptor: empty,
+                    next,
+                })
+                .collect(),
+            free_copy: 0,
+            order: InOrder::new(config.features, size),
+            popped: 0,
+            resumed: Resumed::default(),
+            rooms: Vec::new(),
+        };
+        if let Some(state) = state {
+            queue.restore(state)?;
+        }
+        Ok(queue)
+    }
+
+    fn save(&self) -> PackedState {
+        let Self {
+            next_avail,
+            next_used,
+            in_flight,
+            copies: _, // reached from `in_flight`
+            // What follows is configuration, a cache, or contained in the above.
+            size: _,
+            features: _,
+            published: _,
+            staged: _,
+            unsignalled: _,
+            free: _,
+            free_copy: _,
+            order: _,
+            popped: _,
+            resumed: _,
+            rooms: _,
+        } = self;
+        let mut ids: Vec<(u64, u16)> = (0..)
+            .zip(in_flight)
+            .filter(|(_, chain)| chain.when != 0)
+            .map(|(id, chain)| (chain.when, id))
+            .collect();
+        ids.sort_unstable();
+        let kept = DescriptorFlags::WRITE | DescriptorFlags::INDIRECT;
+        let chain = |id: u16| {
+            let InFlight { first, slots, .. } =
+                in_flight.get(usize::from(id)).copied().unwrap_or_default();
+            let descriptors = self.copied(first, slots).map(|Copied { descriptor, .. }| {
+                (
+                    descriptor.addr.get(),
+                    descriptor.len.get(),
+                    descriptor.flags.get() & kept.bits(),
+                )
+            });
+            PackedChain {
+                id,
+                descriptors: descriptors.collect(),
+            }
+        };
+        PackedState {
+            next_avail: *next_avail,
+            next_used: *next_used,
+            in_flight: ids.into_iter().map(|(_, id)| chain(id)).collect(),
+        }
+    }
+
+    fn map(space: &A, config: &QueueConfig) -> Result<PackedRing<A>, NoMemory> {
+        let view = View::new(space);
+        let size = usize::try_from(config.size).unwrap_or(usize::MAX);
+        let desc_len = packed::descriptor_ring_len(size);
+        Ok(PackedRing {
+            regions: Regions::new(&view),
+            desc: Area::map(&view, config.desc.0, desc_len, Permissions::ReadWrite)?,
+            driver_event: Area::map(&view, config.avail.0, packed::EVENT_LEN, Permissions::Read)?,
+            device_event: Area::map(&view, config.used.0, packed::EVENT_LEN, Permissions::Write)?,
+        })
+    }
+
+    #[inline(always)]
+    fn pop<H: Anchor<Memory = A::M>>(
+        &mut self,
+        ring: &PackedRing<A>,
+        memory: &H,
+    ) -> Result<Option<Chain<H>>, Error> {
+        let (head, first) = match ring.available(self.next_avail) {
+            Some(first) if self.resumed.is_empty() => (self.take(ring, first)?, Some(first)),
+            _ => match self.resumed.pop() {
+                Some(id) => (id, None),
+                None => return Ok(None),
+            },
+        };
+        let mut chain = Chain::new(
+            head,
+            memory.clone(),
+            self.rooms.pop().unwrap_or_else(Room::new),
+        );
+        if let Some(first) = first {
+            let flags = DescriptorFlags::from_bits_retain(first.flags.get());
+            let writable = flags.contains(DescriptorFlags::WRITE);
+            let single = !flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT);
+            if single && chain.single(&ring.regions, first.addr.get(), first.len.get(), writable) {
+                return Ok(Some(chain));
+            }
+        }
+        match self.walk(
+            head,
+            &mut Builder::new(&mut chain, &ring.regions, self.size),
+        ) {
+            Ok(()) => Ok(Some(chain)),
+            Err(rule) => Err(Error::Chain { head, rule }),
+        }
+    }
+
+    #[inline(always)]
+    fn stage<H: Anchor<Memory = A::M>>(
+        &mut self,
+        ring: &PackedRing<A>,
+        chain: Chain<H>,
+        written: u32,
+    ) -> Result<(), Error> {
+        let (head, writable) = (chain.head(), chain.writable_len());
+        if u64::from(written) > writable {
+            return Err(Error::Written {
+                head,
+                written,
+                writable,
+            });
+        }
+        if self
+            .in_flight
+            .get(usize::from(head))
+            .is_none_or(|chain| chain.when == 0)
+        {
+            return Err(Error::NotInFlight(head));
+        }
+        if self.order.is_none() {
+            self.write_used(ring, head, written);
+        } else if !self.end_in_order(ring, head, written) {
+            return Err(Error::NotInFlight(head));
+        }
+        self.rooms.push(chain.into_room());
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn publish(&mut self, ring: &PackedRing<A>) {
+        if let Some((offset, word)) = self.staged.take() {
+            // Release: the driver sees the buffers and the later used descriptors before the first.
+            ring.desc
+                .store::<AtomicU64>(offset, word, Ordering::Release);
+            let new = distance(self.published, self.next_used, self.size);
+            self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
+            self.published = self.next_used;
+        }
+    }
+
+    fn put_back<H: Anchor<Memory = A::M>>(&mut self, chain: Chain<H>) -> Result<(), Error> {
+        let head = chain.head();
+        if self
+            .in_flight
+            .get(usize::from(head))
+            .is_none_or(|chain| chain.when == 0)
+        {
+            return Err(Error::NotInFlight(head));
+        }
+        self.resumed.put_back(head);
+        self.rooms.push(chain.into_room());
+        Ok(())
+    }
+
+    fn needs_interrupt(&mut self, ring: &PackedRing<A>) -> bool {
+        let passed = std::mem::take(&mut self.unsignalled);
+        if passed == 0 {
+            return false;
+        }
+        // The descriptors are published before the driver's wish is read; the driver writes its wish before it reads them.
+        fence(Ordering::SeqCst);
+        let event: EventSuppression =
+            transmute!(ring.driver_event.load::<AtomicU32>(0, Ordering::Relaxed));
+        match event.flags.get() & packed::EVENT_MASK {
+            packed::EVENT_DISABLE => false,
+            packed::EVENT_DESC if self.features.contains(Features::EVENT_IDX) => {
+                passed_event(event.off_wrap.get(), self.published, passed, self.size)
+            }
+            _ => true,
+        }
+    }
+
+    fn disable_kicks(&mut self, ring: &PackedRing<A>) {
+        let event = EventSuppression {
+            off_wrap: 0.into(),
+            flags: packed::EVENT_DISABLE.into(),
+        };
+        ring.device_event
+            .store::<AtomicU32>(0, transmute!(event), Ordering::Relaxed);
+    }
+
+    fn enable_kicks(&mut self, ring: &PackedRing<A>) -> Result<bool, Error> {
+        let event = if self.features.contains(Features::EVENT_IDX) {
+            EventSuppression {
+                off_wrap: off_wrap(self.next_avail).into(),
+                flags: packed::EVENT_DESC.into(),
+            }
+        } else {
+            EventSuppression {
+                off_wrap: 0.into(),
+                flags: packed::EVENT_ENABLE.into(),
+            }
+        };
+        ring.device_event
+            .store::<AtomicU32>(0, transmute!(event), Ordering::Relaxed);
+        // Our wish is published before the descriptor is read; the driver does the same in the other order.
+        fence(Ordering::SeqCst);
+        Ok(ring.available(self.next_avail).is_some() || self.resumed.any_new())
+    }
+}
