@@ -7,12 +7,12 @@ mod event;
 mod fault_log;
 mod interrupt;
 mod invalidation;
-pub(crate) mod memory;
+mod memory;
 mod queue;
 mod registers;
 mod state;
 mod unit;
-pub(crate) mod walk;
+mod walk;
 
 pub use capability::{Capabilities, CapabilityError, Config};
 pub use dma::{DmaGuard, DmaMemory, DmaSlices, DmaView};

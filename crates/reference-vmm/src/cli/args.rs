@@ -1,8 +1,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use virtio_devices::net::MacAddress;
 
 use super::size;
+use crate::machine::Transport;
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -49,7 +51,102 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
     pub(super) cpus: u8,
 
+    /// Raw disk image, as a virtio block device; `,readonly` refuses writes. May be repeated
+    #[arg(long = "disk", value_name = "FILE[,readonly]", value_parser = disk)]
+    pub(super) disks: Vec<DiskArg>,
+
+    /// Tap interface of the host, as a virtio network device; made if it does not exist. May be repeated
+    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", value_parser = net)]
+    pub(super) nets: Vec<NetArg>,
+
+    /// File that a virtio console (hvc0 in Linux) prints to
+    #[arg(long, value_name = "file=FILE", value_parser = console)]
+    pub(super) console: Option<PathBuf>,
+
+    /// How the guest finds its virtio devices
+    #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
+    pub(super) transport: TransportArg,
+
     /// Size of RAM, with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     pub(super) memory: u64,
+}
+
+/// A disk image and how it is opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct DiskArg {
+    pub(super) path: PathBuf,
+    pub(super) read_only: bool,
+}
+
+fn disk(text: &str) -> Result<DiskArg, String> {
+    let (path, read_only) = match text.rsplit_once(',') {
+        Some((path, "readonly")) => (path, true),
+        Some((_, option)) => {
+            return Err(format!(
+                "unknown option `{option}`, the only one is `readonly`"
+            ));
+        }
+        None => (text, false),
+    };
+    if path.is_empty() {
+        return Err("the name of the image is missing".to_owned());
+    }
+    Ok(DiskArg {
+        path: path.into(),
+        read_only,
+    })
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct NetArg {
+    pub(super) tap: String,
+    pub(super) mac: Option<MacAddress>,
+}
+
+fn net(text: &str) -> Result<NetArg, String> {
+    let (mut tap, mut mac) = (None, None);
+    for option in text.split(',') {
+        match option.split_once('=') {
+            Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
+            Some(("mac", address)) => {
+                let address: MacAddress = address.parse().map_err(|e| format!("{e}"))?;
+                mac = Some(address);
+            }
+            _ => {
+                return Err(format!(
+                    "unknown option `{option}`, expected tap=NAME or mac=ADDRESS"
+                ));
+            }
+        }
+    }
+    Ok(NetArg {
+        tap: tap.ok_or("tap=NAME is missing")?,
+        mac,
+    })
+}
+
+fn console(text: &str) -> Result<PathBuf, String> {
+    match text.split_once('=') {
+        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
+        _ => Err("expected file=FILE".to_owned()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum TransportArg {
+    /// As PCI functions
+    Pci,
+    /// As memory-mapped registers that the ACPI tables name
+    Mmio,
+}
+
+impl From<TransportArg> for Transport {
+    fn from(transport: TransportArg) -> Self {
+        match transport {
+            TransportArg::Pci => Self::Pci,
+            TransportArg::Mmio => Self::Mmio,
+        }
+    }
 }

@@ -1,9 +1,13 @@
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use virtio_devices::console::Port;
+use virtio_devices::net::{MacAddress, Tap, TapError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::args::RunArgs;
@@ -11,8 +15,9 @@ use super::status;
 use super::terminal::{Escape, RawMode};
 use crate::boot::{Image, Payload};
 use crate::devices::serial::SerialPort;
+use crate::machine::disk::Disk;
 use crate::machine::stop::{Stop, StopSwitch};
-use crate::machine::{Config, Machine};
+use crate::machine::{Config, Machine, Nic, Peripherals};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -26,10 +31,35 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
             .transpose()?,
         cmdline: args.cmdline,
     };
+    let disks = args
+        .disks
+        .iter()
+        .map(|disk| Disk::open(&disk.path, disk.read_only))
+        .collect::<Result<_, _>>()?;
+    let nics = args
+        .nets
+        .into_iter()
+        .zip(0u8..)
+        .map(|(net, number)| {
+            Ok(Nic {
+                tap: Tap::open(&net.tap, 1)?,
+                mac: net
+                    .mac
+                    .unwrap_or(MacAddress([2, b'v', b'r', b'n', b'g', number])),
+            })
+        })
+        .collect::<Result<_, TapError>>()?;
+    let console = args.console.map(|path| console(&path)).transpose()?;
     let machine = Machine::new(Config {
         cpus: args.cpus,
         memory: args.memory,
         payload,
+        peripherals: Peripherals {
+            disks,
+            nics,
+            console,
+        },
+        transport: args.transport.into(),
         serial: Box::new(io::stdout()),
         timed: false,
     })?;
@@ -40,6 +70,9 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
     let stopped = running.finish();
     drop(terminal);
     watched?;
+    stopped
+        .flushed
+        .map_err(|error| format!("cannot flush the disks: {error}"))?;
     let status = match &stopped.reason {
         Stop::PowerOff => return Ok(status::POWERED_OFF),
         Stop::Reset => status::RESET,
@@ -53,6 +86,17 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
     };
     writeln!(io::stderr(), "reference-vmm: {}", stopped.reason)?;
     Ok(status)
+}
+
+/// A console that prints to a file.
+fn console(path: &Path) -> Result<Port, Error> {
+    let file = File::create(path).map_err(|error| {
+        format!(
+            "cannot create the console\'s file {}: {error}",
+            path.display()
+        )
+    })?;
+    Ok(Port::console().output(file))
 }
 
 /// What the main thread waits for while the guest runs.

@@ -1,8 +1,10 @@
 //! Interrupts and doorbells through KVM: the traits of `pio-mmio-bus` over irqfd, ioeventfd and the GSI routing table.
 
+mod doorbell;
 mod line;
 mod router;
 
+pub use doorbell::IoEvents;
 pub use line::{GsiLine, edge_line};
 pub use router::KvmRouter;
 

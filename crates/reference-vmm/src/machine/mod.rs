@@ -1,30 +1,35 @@
 //! The machine: RAM, buses, board, processors.
 
+mod board;
+mod devices;
+pub mod disk;
 pub mod layout;
 mod memory;
 pub mod stop;
+mod virtio;
 
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use pio_mmio_bus::bus::{AddressSpace, Bus, BusDevice, BusError};
+use pio_mmio_bus::bus::BusError;
+use pio_mmio_bus::pci::RootError;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
+pub use devices::{Nic, Peripherals};
 pub use memory::Memory;
+pub use virtio::{AttachError, Transport};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};
-use crate::devices::cmos::{self, Cmos};
-use crate::devices::keyboard::{self, KeyboardController};
-use crate::devices::panic::{self, PanicPort};
-use crate::devices::power::{self, SleepRegisters};
-use crate::devices::serial::{self, SerialPort};
-use crate::irq;
+use crate::devices::serial::SerialPort;
 use crate::kvm::{self, KvmError, Vm};
 use crate::vcpu::{self, Buses, Finished, Runner, StartError, VcpuThread, cpuid};
+use board::Motherboard;
+use devices::Devices;
 use layout::{Layout, LayoutError};
 use stop::{Stop, StopSwitch};
+use virtio::VirtioDevices;
 
 /// What a machine is made of.
 pub struct Config {
@@ -34,6 +39,10 @@ pub struct Config {
     pub memory: u64,
     /// What it boots.
     pub payload: Payload,
+    /// Its virtio devices.
+    pub peripherals: Peripherals,
+    /// How the guest finds virtio devices.
+    pub transport: Transport,
     /// Where the serial port prints.
     pub serial: Box<dyn Write + Send>,
     /// Whether the handling of exits is timed, for a report.
@@ -63,6 +72,12 @@ pub enum MachineError {
     /// A bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The PCI root complex.
+    #[error(transparent)]
+    Pci(Box<RootError>),
+    /// A virtio device.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
     /// The kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -80,12 +95,19 @@ pub enum MachineError {
     Host(#[from] io::Error),
 }
 
+impl From<RootError> for MachineError {
+    fn from(error: RootError) -> Self {
+        Self::Pci(Box::new(error))
+    }
+}
+
 /// A machine that was made and not started.
 pub struct Machine {
     vm: Vm,
     serial: Arc<SerialPort>,
     stop: Arc<StopSwitch>,
     runners: Vec<Runner>,
+    devices: Devices,
 }
 
 impl Machine {
@@ -106,39 +128,15 @@ impl Machine {
         let memory = memory::map(&layout)?;
         let vm = Vm::new(&kvm, memory.clone())?;
 
-        let pio = Bus::new(AddressSpace::Pio)?;
-        let mmio = Bus::new(AddressSpace::Mmio)?;
-        let stop = Arc::new(StopSwitch::new()?);
-        let panic = Arc::new(PanicPort::default());
-        let serial = Arc::new(SerialPort::new(
-            irq::edge_line(&vm, serial::IRQ)?,
-            config.serial,
-        ));
-        let board: [(u16, u16, &str, Arc<dyn BusDevice>); 5] = [
-            (serial::BASE, serial::SIZE, "serial", serial.clone()),
-            (
-                keyboard::BASE,
-                keyboard::SIZE,
-                "keyboard controller",
-                Arc::new(KeyboardController::new(stop.clone())),
-            ),
-            (cmos::BASE, cmos::SIZE, "clock", Arc::new(Cmos::default())),
-            (
-                power::BASE,
-                power::SIZE,
-                "sleep registers",
-                Arc::new(SleepRegisters::new(stop.clone())),
-            ),
-            (panic::PORT, 1, "panic port", panic.clone()),
-        ];
-        for (base, size, name, device) in board {
-            pio.insert(base.into(), size.into(), name, device)?;
-        }
+        let board = Motherboard::new(&vm, config.serial)?;
+
+        let virtio = VirtioDevices::new(vm.clone(), config.transport);
+        let devices = Devices::new(config.peripherals, virtio, &board)?;
 
         let tables = acpi::build(&Board {
             layout: &layout,
             cpus: config.cpus,
-            virtio_mmio: &[],
+            virtio_mmio: &devices.virtio.slots,
         })?;
         memory.write_slice(&tables.bytes, GuestAddress(tables.address))?;
         let entry = boot::load(&memory, &layout, &mut config.payload, tables.rsdp)?;
@@ -154,19 +152,20 @@ impl Machine {
                 index,
                 vcpu,
                 buses: Buses {
-                    pio: pio.reader(),
-                    mmio: mmio.reader(),
+                    pio: board.pio.reader(),
+                    mmio: board.mmio.reader(),
                 },
-                stop: stop.clone(),
-                panic: panic.clone(),
+                stop: board.stop.clone(),
+                panic: board.panic.clone(),
                 timed: config.timed,
             });
         }
         Ok(Self {
             vm,
-            serial,
-            stop,
+            serial: board.serial,
+            stop: board.stop,
             runners,
+            devices,
         })
     }
 
@@ -186,6 +185,7 @@ impl Machine {
             vm: self.vm,
             stop: self.stop,
             threads: Vec::new(),
+            devices: self.devices,
         };
         for runner in self.runners {
             match VcpuThread::spawn(runner) {
@@ -206,6 +206,7 @@ pub struct Running {
     vm: Vm,
     stop: Arc<StopSwitch>,
     threads: Vec<VcpuThread>,
+    devices: Devices,
 }
 
 /// A machine that has stopped.
@@ -216,6 +217,8 @@ pub struct Stopped {
     pub vm: Vm,
     /// The vCPUs, but for those whose thread panicked.
     pub vcpus: Vec<Finished>,
+    /// Whether what the guest wrote to its disks is on stable storage.
+    pub flushed: io::Result<()>,
 }
 
 impl Running {
@@ -233,7 +236,9 @@ impl Running {
             .into_iter()
             .filter_map(VcpuThread::join)
             .collect();
+        let flushed = self.devices.stop();
         Stopped {
+            flushed,
             reason: self.stop.reason().cloned().unwrap_or(Stop::User),
             vm: self.vm,
             vcpus,

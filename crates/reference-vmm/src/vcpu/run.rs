@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::VcpuExit;
-use pio_mmio_bus::bus::{BusReader, Outcome};
+use pio_mmio_bus::bus::{BusReader, Outcome, StringOutcome};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{ExitCounts, ExitKind};
@@ -140,12 +140,17 @@ impl Runner {
             return ExitKind::Other;
         };
         let pio = &mut self.buses.pio;
-        for element in access.data.chunks_mut(access.width.max(1)) {
-            complete(&self.stop, || match access.write {
-                true => pio.write(access.port.into(), element),
-                false => pio.read(access.port.into(), element),
-            });
-        }
+        let (port, width) = (access.port.into(), access.width);
+        let mut made = 0;
+        complete(&self.stop, || {
+            let rest = access.data.get_mut(made..).unwrap_or_default();
+            let StringOutcome { elements, outcome } = match access.write {
+                true => pio.write_string(port, width, rest),
+                false => pio.read_string(port, width, rest),
+            };
+            made = made.saturating_add(elements.saturating_mul(width));
+            outcome
+        });
         match access.write {
             true if access.port == panic::PORT && self.panic.take() => {
                 self.crash(

@@ -1,0 +1,99 @@
+//! What every machine has: the legacy ports and the PCI root complex, placed on the buses.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use pio_mmio_bus::bus::{AddressSpace, Bus, BusDevice};
+use pio_mmio_bus::interrupt::IrqLine;
+use pio_mmio_bus::pci::{ConfigPorts, Decoder, Ecam, RootComplex};
+
+use super::MachineError;
+use super::layout::ECAM;
+use super::stop::StopSwitch;
+use crate::devices::cmos::{self, Cmos};
+use crate::devices::keyboard::{self, KeyboardController};
+use crate::devices::panic::{self, PanicPort};
+use crate::devices::power::{self, SleepRegisters};
+use crate::devices::serial::{self, SerialPort};
+use crate::irq::{self, GsiLine, IoEvents, KvmRouter};
+use crate::kvm::Vm;
+
+/// The buses and what is always on them.
+pub(super) struct Motherboard {
+    pub(super) pio: Bus,
+    pub(super) mmio: Bus,
+    pub(super) root: Arc<RootComplex>,
+    pub(super) router: KvmRouter,
+    pub(super) serial: Arc<SerialPort>,
+    pub(super) panic: Arc<PanicPort>,
+    pub(super) stop: Arc<StopSwitch>,
+}
+
+impl Motherboard {
+    pub(super) fn new(vm: &Vm, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+        let pio = Bus::new(AddressSpace::Pio)?;
+        let mmio = Bus::new(AddressSpace::Mmio)?;
+        for bus in [&pio, &mmio] {
+            bus.set_doorbell_binder(Some(Arc::new(IoEvents::new(vm.clone()))))?;
+        }
+        let lines = [0, 1, 2, 3].map(|pin| {
+            Arc::new(GsiLine::new(vm.clone(), irq::intx_gsi(0, pin))) as Arc<dyn IrqLine>
+        });
+        let root = RootComplex::new(Decoder::new(pio.clone(), mmio.clone()), lines)?;
+        let stop = Arc::new(StopSwitch::new()?);
+        let panic = Arc::new(PanicPort::default());
+        let interrupt = irq::edge_line(vm, serial::IRQ)?;
+        let serial = Arc::new(SerialPort::new(interrupt, output));
+        let ports: [(u64, u64, &str, Arc<dyn BusDevice>); 6] = [
+            (
+                serial::BASE.into(),
+                serial::SIZE.into(),
+                "serial port",
+                serial.clone(),
+            ),
+            (
+                keyboard::BASE.into(),
+                keyboard::SIZE.into(),
+                "keyboard controller",
+                Arc::new(KeyboardController::new(stop.clone())),
+            ),
+            (
+                cmos::BASE.into(),
+                cmos::SIZE.into(),
+                "clock",
+                Arc::new(Cmos::default()),
+            ),
+            (
+                power::BASE.into(),
+                power::SIZE.into(),
+                "sleep registers",
+                Arc::new(SleepRegisters::new(stop.clone())),
+            ),
+            (panic::PORT.into(), 1, "panic port", panic.clone()),
+            (
+                ConfigPorts::BASE,
+                ConfigPorts::SIZE,
+                "PCI configuration ports",
+                Arc::new(ConfigPorts::new(root.clone())),
+            ),
+        ];
+        for (base, size, name, device) in ports {
+            pio.insert(base, size, name, device)?;
+        }
+        mmio.insert(
+            ECAM.start,
+            Ecam::SIZE,
+            "PCI configuration window",
+            Arc::new(Ecam::new(root.clone())),
+        )?;
+        Ok(Self {
+            pio,
+            mmio,
+            root,
+            router: KvmRouter::new(vm.clone()),
+            serial,
+            panic,
+            stop,
+        })
+    }
+}

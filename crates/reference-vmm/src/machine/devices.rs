@@ -1,0 +1,109 @@
+//! The virtio devices of a machine, made from its description.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use virtio_devices::Worker;
+use virtio_devices::block::{Block, BlockBackend, BlockOptions, FileDisk};
+use virtio_devices::console::{Console, Port};
+use virtio_devices::net::{MacAddress, Net, Tap};
+use virtio_devices::rng::Rng;
+
+use super::board::Motherboard;
+use super::disk::Disk;
+use super::virtio::{AttachError, VirtioDevices};
+use super::{MachineError, Memory};
+
+/// A network interface.
+pub struct Nic {
+    /// The host's side.
+    pub tap: Tap,
+    /// The guest's address.
+    pub mac: MacAddress,
+}
+
+/// What virtio devices a machine has, besides a source of entropy.
+#[derive(Default)]
+pub struct Peripherals {
+    /// Block devices.
+    pub disks: Vec<Disk>,
+    /// Network devices.
+    pub nics: Vec<Nic>,
+    /// The port of a console.
+    pub console: Option<Port>,
+}
+
+/// What has to be brought to rest when the guest has stopped.
+pub(super) struct Devices {
+    pub(super) virtio: VirtioDevices,
+    disks: Vec<Arc<Block<Memory, FileDisk>>>,
+}
+
+impl Devices {
+    pub(super) fn new(
+        peripherals: Peripherals,
+        mut virtio: VirtioDevices,
+        board: &Motherboard,
+    ) -> Result<Self, MachineError> {
+        let Peripherals {
+            disks,
+            nics,
+            console,
+        } = peripherals;
+        let mut blocks = Vec::new();
+        for (disk, number) in disks.into_iter().zip(0u32..) {
+            let name = format!("blk{number}");
+            let options = BlockOptions {
+                id: disk.id,
+                ..BlockOptions::default()
+            };
+            let device = Block::new(disk.image, vec![worker(&name)?], options)
+                .map(Arc::new)
+                .map_err(|source| AttachError::Block {
+                    name: name.clone(),
+                    source,
+                })?;
+            blocks.push(device.clone());
+            virtio.attach(&name, device, board)?;
+        }
+        for (nic, number) in nics.into_iter().zip(0u32..) {
+            let name = format!("net{number}");
+            let device = Net::new(nic.tap, nic.mac, vec![worker(&name)?])
+                .map(Arc::new)
+                .map_err(|source| AttachError::Net {
+                    name: name.clone(),
+                    source,
+                })?;
+            virtio.attach(&name, device, board)?;
+        }
+        // What is slow anyway shares a thread.
+        let slow = worker("slow")?;
+        if let Some(port) = console {
+            let device = Console::new(vec![port], slow.clone()).map_err(AttachError::Console)?;
+            virtio.attach("console", Arc::new(device), board)?;
+        }
+        let entropy = File::open("/dev/urandom").map_err(AttachError::Entropy)?;
+        virtio.attach("rng", Arc::new(Rng::new(entropy, slow)), board)?;
+        Ok(Self {
+            virtio,
+            disks: blocks,
+        })
+    }
+
+    /// Ends I/O and brings what the guest wrote to stable storage.
+    pub(super) fn stop(&self) -> io::Result<()> {
+        self.virtio.pause();
+        for disk in &self.disks {
+            disk.backend().flush()?;
+        }
+        Ok(())
+    }
+}
+
+fn worker(name: &str) -> Result<Worker, AttachError> {
+    Worker::spawn(name).map_err(|source| AttachError::Worker {
+        name: name.to_owned(),
+        source,
+    })
+}

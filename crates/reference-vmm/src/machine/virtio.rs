@@ -1,0 +1,223 @@
+//! Puts virtio devices where the guest finds them.
+
+use std::io;
+use std::sync::Arc;
+
+use pio_mmio_bus::bus::Doorbell;
+use pio_mmio_bus::pci::{InterruptPin, PortType, RootError};
+use virtio_devices::block::BlockError;
+use virtio_devices::console::ConsoleError;
+use virtio_devices::net::NetError;
+use virtio_devices::transport::spec::mmio;
+use virtio_devices::transport::{MmioTransport, PciError, PciOptions, PciTransport};
+use virtio_devices::{VirtioDevice, WorkerError};
+
+use super::board::Motherboard;
+use super::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SLOT};
+use super::{MachineError, Memory};
+use crate::acpi::VirtioMmioSlot;
+use crate::irq::{self, GsiLine};
+use crate::kvm::Vm;
+
+/// How the guest finds its virtio devices.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Transport {
+    /// As PCI functions.
+    #[default]
+    Pci,
+    /// As registers that the ACPI tables name.
+    Mmio,
+}
+
+/// Why a virtio device could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// There is no room for another device.
+    #[error("no room for the virtio device `{name}`: the machine has {limit} places")]
+    NoRoom {
+        /// The device.
+        name: String,
+        /// How many fit.
+        limit: usize,
+    },
+    /// Its thread could not be started.
+    #[error("virtio device `{name}`: {source}")]
+    Worker {
+        /// The device.
+        name: String,
+        /// What went wrong.
+        source: WorkerError,
+    },
+    /// The block device could not be made.
+    #[error("virtio device `{name}`: {source}")]
+    Block {
+        /// The device.
+        name: String,
+        /// What went wrong.
+        source: BlockError,
+    },
+    /// The network device could not be made.
+    #[error("virtio device `{name}`: {source}")]
+    Net {
+        /// The device.
+        name: String,
+        /// What went wrong.
+        source: NetError,
+    },
+    /// The console could not be made.
+    #[error("virtio console: {0}")]
+    Console(#[from] ConsoleError),
+    /// There is no source of entropy.
+    #[error("/dev/urandom: {0}")]
+    Entropy(#[source] io::Error),
+    /// Its registers could not be made.
+    #[error("virtio device `{name}`: {source}")]
+    Mmio {
+        /// The device.
+        name: String,
+        /// What went wrong.
+        source: io::Error,
+    },
+    /// Its PCI function could not be made.
+    #[error("virtio device `{name}`: {source}")]
+    Pci {
+        /// The device.
+        name: String,
+        /// What went wrong.
+        source: Box<PciError>,
+    },
+}
+
+/// Devices on one PCI bus.
+const PCI_DEVICES: u8 = 32;
+
+/// A device that the guest can reach.
+enum Attached {
+    Pci(PciTransport<Memory>),
+    Mmio(Arc<MmioTransport<Memory>>),
+}
+
+/// The virtio devices of a machine.
+pub(super) struct VirtioDevices {
+    vm: Vm,
+    transport: Transport,
+    attached: Vec<Attached>,
+    /// What the ACPI tables have to name.
+    pub(super) slots: Vec<VirtioMmioSlot>,
+}
+
+impl VirtioDevices {
+    pub(super) fn new(vm: Vm, transport: Transport) -> Self {
+        Self {
+            vm,
+            transport,
+            attached: Vec::new(),
+            slots: Vec::new(),
+        }
+    }
+
+    /// Puts `device` behind a transport and on its bus.
+    pub(super) fn attach(
+        &mut self,
+        name: &str,
+        device: Arc<dyn VirtioDevice<Memory>>,
+        board: &Motherboard,
+    ) -> Result<(), MachineError> {
+        let attached = match self.transport {
+            Transport::Pci => Attached::Pci(self.attach_pci(name, device, board)?),
+            Transport::Mmio => Attached::Mmio(self.attach_mmio(name, device, board)?),
+        };
+        self.attached.push(attached);
+        Ok(())
+    }
+
+    /// On bus 0, from device 1 on.
+    fn attach_pci(
+        &mut self,
+        name: &str,
+        device: Arc<dyn VirtioDevice<Memory>>,
+        board: &Motherboard,
+    ) -> Result<PciTransport<Memory>, MachineError> {
+        let number = u8::try_from(self.attached.len().saturating_add(1))
+            .ok()
+            .filter(|number| *number < PCI_DEVICES)
+            .ok_or_else(|| AttachError::NoRoom {
+                name: name.to_owned(),
+                limit: usize::from(PCI_DEVICES - 1),
+            })?;
+        let transport = PciTransport::new(
+            device,
+            self.vm.memory().clone(),
+            &board.router,
+            board.root.intx().pin(number, InterruptPin::A),
+            board.root.decoder(),
+            PciOptions {
+                port: PortType::IntegratedEndpoint,
+                access_platform: false,
+            },
+        )
+        .map_err(|source| AttachError::Pci {
+            name: name.to_owned(),
+            source: Box::new(source),
+        })?;
+        board
+            .root
+            .bus()
+            .insert(number << 3, transport.function().clone())
+            .map_err(RootError::from)?;
+        Ok(transport)
+    }
+
+    fn attach_mmio(
+        &mut self,
+        name: &str,
+        device: Arc<dyn VirtioDevice<Memory>>,
+        board: &Motherboard,
+    ) -> Result<Arc<MmioTransport<Memory>>, MachineError> {
+        let slot = (VIRTIO_MMIO)
+            .step_by(usize::try_from(VIRTIO_MMIO_SLOT).unwrap_or(usize::MAX))
+            .zip(irq::FREE_GSIS)
+            .map(|(address, gsi)| VirtioMmioSlot { address, gsi })
+            .nth(self.slots.len())
+            .ok_or_else(|| AttachError::NoRoom {
+                name: name.to_owned(),
+                limit: irq::FREE_GSIS.len(),
+            })?;
+        let line = Arc::new(GsiLine::new(self.vm.clone(), slot.gsi));
+        let transport = MmioTransport::new(device, self.vm.memory().clone(), line)
+            .map(Arc::new)
+            .map_err(|source| AttachError::Mmio {
+                name: name.to_owned(),
+                source,
+            })?;
+        let region = board.mmio.insert(
+            slot.address,
+            VIRTIO_MMIO_SLOT,
+            format!("virtio {name}"),
+            transport.clone(),
+        )?;
+        for (kick, index) in transport.kicks().iter().zip(0u64..) {
+            let doorbell = Doorbell {
+                width: Some(4),
+                datamatch: Some(index),
+                needs_value: false,
+                eventfd: kick.clone(),
+            };
+            board
+                .mmio
+                .add_doorbell(region, mmio::QUEUE_NOTIFY, doorbell)?;
+        }
+        self.slots.push(slot);
+        Ok(transport)
+    }
+
+    /// Stops all queues: on return no I/O is in flight.
+    pub(super) fn pause(&self) {
+        for attached in &self.attached {
+            match attached {
+                Attached::Pci(transport) => transport.pause(),
+                Attached::Mmio(transport) => transport.pause(),
+            }
+        }
+    }
+}
