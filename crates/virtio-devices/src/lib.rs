@@ -1,4 +1,4 @@
-//! Virtio devices: the status machine, the transports, the device models and their host back-ends.
+#![doc = include_str!("../README.md")]
 
 pub mod block;
 mod config;

@@ -145,7 +145,7 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             Ok(_) if chain.writable_len() == 0 => Err(Failure::NoStatus),
             Ok(request) => {
                 match &mut self.uring {
-                    Some(uring) if Uring::<M, B>::takes(request) => uring.submit(chain, request)?,
+                    Some(uring) if Uring::<M, B>::takes(request) => uring.submit(chain, request),
                     _ => self.blocking.submit(chain, request),
                 }
                 Ok(())

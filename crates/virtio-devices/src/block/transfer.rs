@@ -131,6 +131,8 @@ pub(super) struct Uring<M: DmaView, B> {
     durable: bool,
     operations: Vec<Option<Operation<M>>>,
     free: Vec<usize>,
+    /// What the kernel would not even take.
+    refused: Vec<Finished<M>>,
 }
 
 struct Operation<M: DmaView> {
@@ -157,6 +159,7 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
             durable,
             operations: Vec::new(),
             free: Vec::new(),
+            refused: Vec::new(),
         })
     }
 
@@ -174,7 +177,7 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
     }
 
     /// Accepts a request. It begins with the next [`finished`](Self::finished).
-    pub(super) fn submit(&mut self, chain: Chain<View<M>>, request: Request) -> io::Result<()> {
+    pub(super) fn submit(&mut self, chain: Chain<View<M>>, request: Request) {
         let offset = match request {
             Request::Read { offset, .. } | Request::Write { offset, .. } => offset,
             _ => 0,
@@ -192,11 +195,19 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
                 vectors,
             });
         }
-        self.push(slot)
+        self.push(slot);
     }
 
     /// Puts the operation in `slot` into the submission queue.
-    fn push(&mut self, slot: usize) -> io::Result<()> {
+    fn push(&mut self, slot: usize) {
+        if let Err(error) = self.try_push(slot)
+            && let Some(finished) = self.take(slot, Err(error))
+        {
+            self.refused.push(finished);
+        }
+    }
+
+    fn try_push(&mut self, slot: usize) -> io::Result<()> {
         let Some(operation) = self.operations.get(slot).and_then(Option::as_ref) else {
             return Ok(());
         };
@@ -244,6 +255,7 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
     /// flight.
     pub(super) fn finished(&mut self, wait: bool, into: &mut Vec<Finished<M>>) -> io::Result<()> {
         let before = into.len();
+        into.append(&mut self.refused);
         loop {
             let want = usize::from(wait && into.len() == before && self.in_flight() > 0);
             let entered = if want > 0 || !self.ring.submission().is_empty() {
@@ -257,7 +269,7 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
                 .map(|completion| (completion.user_data(), completion.result()))
                 .collect();
             for &(slot, result) in &completions {
-                self.complete(slot, result, into)?;
+                self.complete(slot, result, into);
             }
             entered?;
             let queued_again = !completions.is_empty() && !self.ring.submission().is_empty();
@@ -269,32 +281,31 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
     }
 
     /// Takes note of the kernel's result for an operation; a part that is left is queued again.
-    fn complete(&mut self, slot: u64, result: i32, into: &mut Vec<Finished<M>>) -> io::Result<()> {
-        let Ok(slot) = usize::try_from(slot) else {
-            return Ok(());
+    fn complete(&mut self, slot: u64, result: i32, into: &mut Vec<Finished<M>>) {
+        let Some((slot, operation)) = usize::try_from(slot)
+            .ok()
+            .and_then(|slot| Some((slot, self.operations.get_mut(slot)?.as_mut()?)))
+        else {
+            return;
         };
-        let Some(entry) = self.operations.get_mut(slot) else {
-            return Ok(());
-        };
-        let Some(operation) = entry else {
-            return Ok(());
-        };
-        let result = match operation.advance(result) {
-            Some(result) => result,
-            None => return self.push(slot),
-        };
-        if let Some(Operation { chain, request, .. }) = entry.take() {
-            self.free.push(slot);
-            if matches!(request, Request::Read { .. }) {
-                mark_dirty(&request.buffers(&chain));
-            }
-            into.push(Finished {
-                chain,
-                request,
-                result,
-            });
+        match operation.advance(result) {
+            Some(result) => into.extend(self.take(slot, result)),
+            None => self.push(slot),
         }
-        Ok(())
+    }
+
+    /// Frees the slot of an operation that the kernel is done with.
+    fn take(&mut self, slot: usize, result: io::Result<()>) -> Option<Finished<M>> {
+        let Operation { chain, request, .. } = self.operations.get_mut(slot)?.take()?;
+        self.free.push(slot);
+        if matches!(request, Request::Read { .. }) {
+            mark_dirty(&request.buffers(&chain));
+        }
+        Some(Finished {
+            chain,
+            request,
+            result,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pio_mmio_bus::bus::{AccessError, BusDevice};
+use pio_mmio_bus::bus::{AccessError, Bus, BusDevice, BusError, Doorbell, RegionId};
 use pio_mmio_bus::interrupt::IrqLine;
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddressSpace;
@@ -18,7 +18,7 @@ const VENDOR: u32 = u32::from_le_bytes(*b"VRNG");
 
 /// The MMIO transport, version 2 (virtio 1.3 §4.2): 256 bytes of 32-bit registers, then the configuration space.
 ///
-/// Put it on a bus of memory-mapped I/O; [`SIZE`](Self::SIZE) bytes are enough for every device here.
+/// [`place`](Self::place) puts it on a bus.
 pub struct MmioTransport<M> {
     machine: Mutex<StatusMachine<M>>,
     // What the hot accesses need, without the machine's lock.
@@ -64,7 +64,29 @@ impl<M: GuestAddressSpace> MmioTransport<M> {
         })
     }
 
-    /// The kick of each queue, to be bound as a doorbell: a 32-bit write of the queue's index at [`mmio::QUEUE_NOTIFY`].
+    /// Puts the transport on `bus` at `base`, with a doorbell for each queue: a 32-bit write of the queue's index at
+    /// [`mmio::QUEUE_NOTIFY`]. `name` is what errors and reports call the region.
+    ///
+    /// # Errors
+    /// The addresses are taken, or do not exist.
+    pub fn place(self: &Arc<Self>, bus: &Bus, base: u64, name: &str) -> Result<RegionId, BusError>
+    where
+        M: Send + Sync + 'static,
+    {
+        let region = bus.insert(base, Self::SIZE, name, Arc::clone(self) as _)?;
+        for (kick, index) in self.kicks.iter().zip(0..) {
+            let doorbell = Doorbell {
+                width: Some(4),
+                datamatch: Some(index),
+                needs_value: false,
+                eventfd: Arc::clone(kick),
+            };
+            bus.add_doorbell(region, mmio::QUEUE_NOTIFY, doorbell)?;
+        }
+        Ok(region)
+    }
+
+    /// The kick of each queue.
     pub fn kicks(&self) -> &[Arc<EventFd>] {
         &self.kicks
     }

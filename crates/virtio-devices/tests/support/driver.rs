@@ -1,12 +1,11 @@
 //! A driver small enough to be trusted: it lays out descriptors by hand.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pio_mmio_bus::bus::BusDevice;
 use virtio_devices::transport::spec::mmio;
-use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
-
-use super::Memory;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 pub const NEXT: u16 = 1;
 pub const WRITE: u16 = 2;
@@ -14,17 +13,17 @@ pub const WRITE: u16 = 2;
 /// Where queue `i` lies: a page each for descriptors, avail and used.
 const QUEUES: u64 = 0x1000;
 
-pub struct Driver<T> {
+pub struct Driver<T, M = super::Memory> {
     pub transport: T,
-    pub memory: Memory,
+    pub memory: M,
     pub size: u16,
     available: Vec<u16>,
     seen: Vec<u16>,
 }
 
-impl<T: BusDevice> Driver<T> {
+impl<T: BusDevice, G: GuestMemory> Driver<T, Arc<G>> {
     /// Brings the device up with `queues` queues of `size`, accepting `features` besides VERSION_1.
-    pub fn start(transport: T, memory: Memory, queues: u16, size: u16, features: u64) -> Self {
+    pub fn start(transport: T, memory: Arc<G>, queues: u16, size: u16, features: u64) -> Self {
         let mut driver = Self {
             transport,
             memory,
@@ -79,10 +78,6 @@ impl<T: BusDevice> Driver<T> {
         let mut data = [0; 4];
         self.transport.read(register, &mut data).unwrap();
         u32::from_le_bytes(data)
-    }
-
-    pub fn guest(&self) -> &GuestMemoryMmap {
-        &self.memory
     }
 
     /// Writes descriptor `index`.
@@ -179,10 +174,7 @@ impl<T: BusDevice> Driver<T> {
     }
 
     pub fn put(&self, at: u64, bytes: &[u8]) {
-        self.memory
-            .memory()
-            .write_slice(bytes, GuestAddress(at))
-            .unwrap();
+        self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
     }
 
     pub fn get(&self, at: u64, len: usize) -> Vec<u8> {
