@@ -1,4 +1,4 @@
-//! Port and memory-mapped I/O: dispatch, hooks, doorbells, PCI, interrupts and exit accounting.
+#![doc = include_str!("../README.md")]
 
 pub mod bus;
 pub mod interrupt;
