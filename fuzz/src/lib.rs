@@ -1,1 +1,3 @@
 //! What each fuzz target runs, as plain functions that stable tests call too.
+
+pub mod pci;

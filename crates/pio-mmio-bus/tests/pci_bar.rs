@@ -236,6 +236,20 @@ fn overlapping_bars_answer_once_there_is_room() {
     assert_eq!(peek(&mut mmio, 0xe000_1000), Some(0xb0));
 }
 
+#[test]
+fn a_function_taken_off_its_bus_decodes_nothing() {
+    let machine = Machine::new();
+    let function = machine.function(&[(0, M32, 0x1000)], Echo::new(0));
+    let bus = machine.root.bus();
+    bus.insert(8, Arc::clone(&function) as _).unwrap();
+    write32(&*function, BAR0, 0xe000_0000);
+    write16(&*function, COMMAND, COMMAND_MEMORY);
+    let mut mmio = machine.mmio.reader();
+    assert_eq!(peek(&mut mmio, 0xe000_0000), Some(0));
+    bus.remove(8).unwrap();
+    assert_eq!(peek(&mut mmio, 0xe000_0000), None);
+}
+
 /// A BAR that the guest puts over something fixed (a ROM, an interrupt controller) never takes its place.
 #[test]
 fn fixed_regions_cannot_be_covered() {
