@@ -46,9 +46,9 @@ impl Machine {
             return Err("the I/O APIC has 24 pins".into());
         };
         let root = RootComplex::new(Arc::clone(&decoder), [a, b, c, d])?;
-        let ports = Arc::new(ConfigPorts::new(Arc::clone(&root)));
+        let ports = Arc::new(ConfigPorts::new(&root));
         pio.insert(ConfigPorts::BASE, ConfigPorts::SIZE, "ports", ports)?;
-        let ecam = Arc::new(Ecam::new(Arc::clone(&root)));
+        let ecam = Arc::new(Ecam::new(&root));
         mmio.insert(ECAM, Ecam::SIZE, "ecam", ecam)?;
         let msix = Msix::new(VECTORS, &router)?;
         let port = RootPort::new(&root, 1)?;

@@ -4,8 +4,6 @@
 mod machine;
 mod qemu;
 
-use std::sync::Arc;
-
 use machine::*;
 use pio_mmio_bus::bus::BusDevice;
 use pio_mmio_bus::pci::{BarKind, ConfigPorts, RequesterId, RootPort};
@@ -90,7 +88,7 @@ fn a_type_0_header_answers_as_qemus() {
         .insert(RequesterId::devfn_of(DEVICE, 0), function)
         .unwrap();
     let mut pair = Pair {
-        ours: ConfigPorts::new(Arc::clone(&machine.root)),
+        ours: ConfigPorts::new(&machine.root),
         theirs,
         device: DEVICE.into(),
     };
@@ -127,7 +125,7 @@ fn a_root_port_answers_as_qemus() {
     let machine = Machine::new();
     let _port = RootPort::new(&machine.root, DEVICE).unwrap();
     let mut pair = Pair {
-        ours: ConfigPorts::new(Arc::clone(&machine.root)),
+        ours: ConfigPorts::new(&machine.root),
         theirs,
         device: DEVICE.into(),
     };
@@ -173,7 +171,7 @@ fn a_bar_is_decoded_where_qemu_decodes_it() {
         .insert(RequesterId::devfn_of(DEVICE, 0), function)
         .unwrap();
     let mut pair = Pair {
-        ours: ConfigPorts::new(Arc::clone(&machine.root)),
+        ours: ConfigPorts::new(&machine.root),
         theirs,
         device: DEVICE.into(),
     };

@@ -333,7 +333,7 @@ fn access<const N: usize>(device: &dyn BusDevice, offset: u64) -> Result<[u8; N]
 #[test]
 fn ecam_reaches_all_4096_bytes_of_each_function() {
     let (machine, ..) = machine();
-    let ecam = Ecam::new(Arc::clone(&machine.root));
+    let ecam = Ecam::new(&machine.root);
     machine.write32(PORT, 0x18, 0x0001_0100);
     let at = |bus: u64, devfn: u64| bus << 20 | devfn << 12;
     assert_eq!(access(&ecam, at(1, 0)), Ok(PRESENT.to_le_bytes()));
@@ -370,11 +370,40 @@ fn ecam_reaches_all_4096_bytes_of_each_function() {
     }
 }
 
+/// A machine that is dropped frees its devices: its parts do not keep each other alive.
+#[test]
+fn a_dropped_machine_is_freed() {
+    let machine = Machine::new();
+    let device = Echo::new(0);
+    let kind = BarKind::Memory32 {
+        prefetchable: false,
+    };
+    let function = machine.function(&[(0, kind, 0x1000)], Arc::clone(&device) as _);
+    machine.root.bus().insert(8, function).unwrap();
+    let (ecam, ports) = (Ecam::new(&machine.root), ConfigPorts::new(&machine.root));
+    let (ecam, ports) = (Arc::new(ecam), Arc::new(ports));
+    machine
+        .mmio
+        .insert(0, Ecam::SIZE, "ecam", Arc::clone(&ecam) as _)
+        .unwrap();
+    machine
+        .pio
+        .insert(0xcf8, 8, "ports", Arc::clone(&ports) as _)
+        .unwrap();
+    ports.restore(0x8000_0000);
+    drop(machine);
+    assert_eq!(Arc::strong_count(&device), 1);
+    assert_eq!(access(&*ecam, 0), Ok([0xff; 4]));
+    assert_eq!(access(&*ports, 4), Ok([0xff; 4]));
+    ecam.write(4, &[0]).unwrap();
+    ports.write(4, &[0]).unwrap();
+}
+
 /// Ports 0xCF8 to 0xCFF: all offsets and widths 1 to 8.
 #[test]
 fn config_ports_partial_accesses() {
     let (machine, ..) = machine();
-    let ports = ConfigPorts::new(Arc::clone(&machine.root));
+    let ports = ConfigPorts::new(&machine.root);
     let select = |address: u32| ports.write(0, &address.to_le_bytes()).unwrap();
     assert_eq!(access(&ports, 0), Ok([0; 4]));
     assert_eq!(access(&ports, 4), Ok([0xff; 4]), "not enabled");

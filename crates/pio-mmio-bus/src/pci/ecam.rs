@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::RequesterId;
 use super::root_complex::RootComplex;
@@ -7,16 +7,17 @@ use crate::bus::{AccessError, BusDevice};
 
 /// Memory-mapped access to configuration space: 4 KiB for each function, 1 MiB for each bus (PCIe §7.2.2).
 ///
-/// Accesses of any width that stay inside one function are carried out.
-pub struct Ecam(Arc<RootComplex>);
+/// Accesses of any width that stay inside one function are carried out. It does not keep the root complex alive, which through its
+/// functions' BARs keeps the bus alive that this is on; without it all reads are all ones.
+pub struct Ecam(Weak<RootComplex>);
 
 impl Ecam {
     /// Size of the region for all 256 buses, in bytes. A smaller one, a multiple of 1 MiB, reaches fewer buses.
     pub const SIZE: u64 = 256 << 20;
 
     /// Access to the configuration space of all functions of `root`. Bus 0 is at offset 0.
-    pub fn new(root: Arc<RootComplex>) -> Self {
-        Self(root)
+    pub fn new(root: &Arc<RootComplex>) -> Self {
+        Self(Arc::downgrade(root))
     }
 
     fn target(offset: u64, width: usize) -> Result<(RequesterId, u16), AccessError> {
@@ -33,13 +34,18 @@ impl Ecam {
 impl BusDevice for Ecam {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         let (id, register) = Self::target(offset, data.len())?;
-        self.0.read_config(id, register, data);
+        match self.0.upgrade() {
+            Some(root) => root.read_config(id, register, data),
+            None => data.fill(0xff),
+        }
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
         let (id, register) = Self::target(offset, data.len())?;
-        self.0.write_config(id, register, data);
+        if let Some(root) = self.0.upgrade() {
+            root.write_config(id, register, data);
+        }
         Ok(())
     }
 }

@@ -18,7 +18,7 @@
 //! let decoder = Decoder::new(Bus::new(AddressSpace::Pio)?, mmio.clone());
 //! let lines = std::array::from_fn(|_| Arc::new(RecordingLine::default()) as Arc<dyn IrqLine>);
 //! let root = RootComplex::new(Arc::clone(&decoder), lines)?;
-//! mmio.insert(0xe000_0000, Ecam::SIZE, "ecam", Arc::new(Ecam::new(Arc::clone(&root))))?;
+//! mmio.insert(0xe000_0000, Ecam::SIZE, "ecam", Arc::new(Ecam::new(&root)))?;
 //!
 //! // A function at 00:03.0 whose BAR 0 is its MSI-X table.
 //! let router = RecordingRouter::new();

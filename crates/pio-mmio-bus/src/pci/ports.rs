@@ -1,5 +1,5 @@
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Weak};
 
 use super::RequesterId;
 use super::root_complex::RootComplex;
@@ -10,8 +10,9 @@ use crate::bus::{AccessError, BusDevice};
 ///
 /// Reaches the first 256 bytes of each function. The address register exists for aligned accesses of 4 bytes only: others at
 /// 0xCF8 to 0xCFB belong to whoever else answers there, such as a reset register at 0xCF9.
+/// As [`Ecam`](super::Ecam), it does not keep the root complex alive.
 pub struct ConfigPorts {
-    root: Arc<RootComplex>,
+    root: Weak<RootComplex>,
     address: AtomicU32,
 }
 
@@ -22,9 +23,9 @@ impl ConfigPorts {
     pub const SIZE: u64 = SIZE;
 
     /// Access to the configuration space of all functions of `root`.
-    pub fn new(root: Arc<RootComplex>) -> Self {
+    pub fn new(root: &Arc<RootComplex>) -> Self {
         Self {
-            root,
+            root: Arc::downgrade(root),
             address: AtomicU32::new(0),
         }
     }
@@ -66,9 +67,9 @@ impl BusDevice for ConfigPorts {
             data.copy_from_slice(&self.address.load(Ordering::Relaxed).to_le_bytes());
             return Ok(());
         }
-        match self.target(offset, data.len())? {
-            Some((id, register)) => self.root.read_config(id, register, data),
-            None => data.fill(0xff),
+        match (self.target(offset, data.len())?, self.root.upgrade()) {
+            (Some((id, register)), Some(root)) => root.read_config(id, register, data),
+            _ => data.fill(0xff),
         }
         Ok(())
     }
@@ -81,8 +82,9 @@ impl BusDevice for ConfigPorts {
             self.restore(u32::from_le_bytes(bytes));
             return Ok(());
         }
-        if let Some((id, register)) = self.target(offset, data.len())? {
-            self.root.write_config(id, register, data);
+        let target = self.target(offset, data.len())?;
+        if let (Some((id, register)), Some(root)) = (target, self.root.upgrade()) {
+            root.write_config(id, register, data);
         }
         Ok(())
     }

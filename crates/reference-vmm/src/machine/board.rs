@@ -74,7 +74,7 @@ impl Motherboard {
                 ConfigPorts::BASE,
                 ConfigPorts::SIZE,
                 "PCI configuration ports",
-                Arc::new(ConfigPorts::new(root.clone())),
+                Arc::new(ConfigPorts::new(&root)),
             ),
         ];
         for (base, size, name, device) in ports {
@@ -84,7 +84,7 @@ impl Motherboard {
             ECAM.start,
             Ecam::SIZE,
             "PCI configuration window",
-            Arc::new(Ecam::new(root.clone())),
+            Arc::new(Ecam::new(&root)),
         )?;
         Ok(Self {
             pio,

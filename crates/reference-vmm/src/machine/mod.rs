@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use pio_mmio_bus::bus::BusError;
-use pio_mmio_bus::pci::RootError;
+use pio_mmio_bus::pci::{RootComplex, RootError};
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
@@ -107,6 +107,7 @@ pub struct Machine {
     serial: Arc<SerialPort>,
     stop: Arc<StopSwitch>,
     runners: Vec<Runner>,
+    root: Arc<RootComplex>,
     devices: Devices,
 }
 
@@ -165,6 +166,7 @@ impl Machine {
             serial: board.serial,
             stop: board.stop,
             runners,
+            root: board.root,
             devices,
         })
     }
@@ -185,6 +187,7 @@ impl Machine {
             vm: self.vm,
             stop: self.stop,
             threads: Vec::new(),
+            _root: self.root,
             devices: self.devices,
         };
         for runner in self.runners {
@@ -206,6 +209,8 @@ pub struct Running {
     vm: Vm,
     stop: Arc<StopSwitch>,
     threads: Vec<VcpuThread>,
+    /// The configuration ports and window on the buses do not hold it themselves.
+    _root: Arc<RootComplex>,
     devices: Devices,
 }
 
