@@ -8,6 +8,7 @@
 )]
 
 use std::collections::VecDeque;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ pub type Memory = Arc<GuestMemoryMmap>;
 /// Every ring has as much memory: its areas first, then buffers.
 const RING_MEMORY: u64 = 0x40_0000;
 const BUFFERS: u64 = 0x1_0000;
+/// `VIRTIO_F_EVENT_IDX`.
+pub const EVENT_IDX: u64 = 1 << 29;
 const DESC_F_NEXT: u16 = 1;
 const DESC_F_WRITE: u16 = 2;
 
@@ -123,6 +126,8 @@ pub struct Ring {
     kick: Arc<EventFd>,
     interrupt: Arc<Interrupt>,
     avail: u16,
+    /// `avail` when kicking was last considered.
+    kicked: u16,
     used: u16,
     free: VecDeque<u16>,
     /// For each head, its descriptors and where they may write.
@@ -145,6 +150,7 @@ impl Ring {
             kick: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
             interrupt: Arc::default(),
             avail: 0,
+            kicked: 0,
             used: 0,
             free: (0..size).collect(),
             chains: vec![Vec::new(); usize::from(size)],
@@ -247,7 +253,7 @@ impl Ring {
             .store(
                 index.to_le(),
                 GuestAddress(self.avail_ring() + 2),
-                std::sync::atomic::Ordering::SeqCst,
+                Ordering::SeqCst,
             )
             .unwrap();
     }
@@ -256,20 +262,36 @@ impl Ring {
         self.kick.write(1).unwrap();
     }
 
+    /// Makes a chain available and kicks if the device wants that.
     pub fn send(&mut self, parts: &[Part]) -> u16 {
         let head = self.offer(parts);
-        self.kick();
+        fence(Ordering::SeqCst);
+        let ring = self.used_ring();
+        let wanted = if self.features & EVENT_IDX != 0 {
+            let event = self.load(ring + 4 + 8 * u64::from(self.size));
+            self.avail.wrapping_sub(event).wrapping_sub(1) < self.avail.wrapping_sub(self.kicked)
+        } else {
+            self.load(ring) & 1 == 0
+        };
+        self.kicked = self.avail;
+        if wanted {
+            self.kick();
+        }
         head
+    }
+
+    fn load(&self, addr: u64) -> u16 {
+        u16::from_le(
+            self.memory
+                .load(GuestAddress(addr), Ordering::SeqCst)
+                .unwrap(),
+        )
     }
 
     /// The next used chain, if there is one already.
     pub fn try_used(&mut self) -> Option<Used> {
         let ring = self.used_ring();
-        let index: u16 = self
-            .memory
-            .load(GuestAddress(ring + 2), std::sync::atomic::Ordering::SeqCst)
-            .unwrap();
-        if u16::from_le(index) == self.used {
+        if self.load(ring + 2) == self.used {
             return None;
         }
         let slot = u64::from(self.used % self.size);
@@ -312,6 +334,12 @@ impl Ring {
     pub fn used(&mut self) -> Used {
         let interrupt = self.interrupt.clone();
         let mut raised = interrupt.raised.lock().unwrap();
+        // With EVENT_IDX, interrupt at the next one.
+        let event = self.avail_ring() + 4 + 2 * u64::from(self.size);
+        self.memory
+            .store(self.used.to_le(), GuestAddress(event), Ordering::SeqCst)
+            .unwrap();
+        fence(Ordering::SeqCst);
         loop {
             if let Some(used) = self.try_used() {
                 return used;
