@@ -438,6 +438,21 @@ fn queues_work_side_by_side() {
     }
 }
 
+#[test]
+fn a_driver_that_wants_no_interrupts_gets_none() {
+    let mut rig = Rig::new(memory_disk());
+    rig.driver.set_avail_flags(0, 1);
+    rig.check_alive();
+    // The interrupt, if any, comes after the buffer: stop the queue to be sure that it is not under way.
+    rig.driver.transport.pause();
+    assert_eq!(rig.driver.read(mmio::INTERRUPT_STATUS), 0);
+    rig.driver.transport.resume();
+    rig.driver.set_avail_flags(0, 0);
+    rig.check_alive();
+    rig.driver.transport.pause();
+    assert_eq!(rig.driver.read(mmio::INTERRUPT_STATUS), 1);
+}
+
 /// With EVENT_IDX and many requests at once there are fewer interrupts than requests, and none is lost.
 #[test]
 fn event_idx_is_honoured() {

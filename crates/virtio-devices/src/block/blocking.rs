@@ -67,13 +67,16 @@ impl<M: DmaView, B: BlockBackend> BlockingIo<M, B> {
 
     /// What has finished. With `wait` it waits for something, unless nothing is in flight.
     pub(super) fn finished(&mut self, wait: bool) -> Vec<Finished<M>> {
+        if self.in_flight == 0 {
+            return Vec::new();
+        }
         let _ = self.done.event.read();
         let mut list = self
             .done
             .list
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        while wait && list.is_empty() && self.in_flight > 0 {
+        while wait && list.is_empty() {
             list = self
                 .done
                 .more

@@ -55,7 +55,11 @@ impl DeviceEvents for Signals {
     }
 
     fn needs_reset(&self) {
-        self.set(Status::DEVICE_NEEDS_RESET);
+        // A device that was reset meanwhile has recovered; a status other than 0 would tell the driver that it has not.
+        let set = |status| (status != 0).then_some(status | Status::DEVICE_NEEDS_RESET.bits());
+        let _ = self
+            .status
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, set);
         if self.status().contains(Status::DRIVER_OK) {
             self.interrupts.config();
         }

@@ -120,6 +120,12 @@ impl<T: BusDevice, G: GuestMemory> Driver<T, Arc<G>> {
             .unwrap();
     }
 
+    /// Sets the flags of the available ring: 1 asks for no interrupts.
+    pub fn set_avail_flags(&self, queue: u16, flags: u16) {
+        let at = Self::base(queue) + 0x1000;
+        self.memory.write_obj(flags, GuestAddress(at)).unwrap();
+    }
+
     pub fn kick(&self, queue: u16) {
         self.write(mmio::QUEUE_NOTIFY, queue.into());
     }
