@@ -646,3 +646,44 @@ fn a_device_needs_a_station_address_ports_and_a_worker() {
         Err(NetError::Mac(_))
     ));
 }
+
+/// Receive buffers that are readable, empty, aliases of one another or of the ring itself: the device writes where it is told to
+/// and nowhere else, and a reset brings it back. A buffer outside memory is an error (CVE-2019-18960).
+#[test]
+fn hostile_receive_buffers() {
+    let setup = Setup::new(1, Features::MRG_RXBUF);
+    let hostile: [&[Part]; 6] = [
+        &[Part::Read(vec![0; 2000])],
+        &[Part::Write(0)],
+        // Both halves at one place.
+        &[Part::Raw(0x2_0000, 40, true), Part::Raw(0x2_0000, 60, true)],
+        // The descriptors, the available ring, the used ring.
+        &[Part::Raw(0, 4096, true)],
+        &[Part::Raw(0x4000, 4096, true)],
+        &[Part::Raw(0x6000, 4096, true)],
+    ];
+    for parts in hostile {
+        let mut rx = setup.ring(0, 8);
+        for _ in 0..2 {
+            rx.offer(parts);
+        }
+        rx.kick();
+        setup.port(0).inject(frame(OWN, 4000));
+        setup.port(0).inject(frame(OWN, 60));
+        setup.reset();
+        let mut rx = setup.ring(0, 8);
+        for _ in 0..4 {
+            rx.offer(&[Part::Write(5000)]);
+        }
+        setup.port(0).inject(frame(OWN, 100));
+        rx.kick();
+        while rx.used().written != 112 {}
+        setup.reset();
+    }
+    for addr in [0xff_0000, u64::MAX - 10, u64::MAX] {
+        let setup = Setup::new(1, Features::MRG_RXBUF);
+        setup.ring(0, 8).send(&[Part::Raw(addr, 2000, true)]);
+        setup.port(0).inject(frame(OWN, 60));
+        setup.reports.wait_needs_reset();
+    }
+}
