@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 use super::{Board, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::devices::{cmos, panic, power, serial};
 use crate::irq;
-use crate::machine::layout::{ECAM, Layout, PCI_WINDOW_32, VIRTIO_MMIO_SLOT};
+use crate::machine::layout::{ECAM, Layout, PCI_BUSES, PCI_WINDOW_32, VIRTIO_MMIO_SLOT};
 
 /// A virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +80,7 @@ fn pci(layout: &Layout, aml: &mut Vec<u8>) {
             &Name::new(
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
-                    &AddressSpace::new_bus_number(0u16, 255),
+                    &AddressSpace::new_bus_number(0u16, u16::from(PCI_BUSES - 1)),
                     &IO::new(0xcf8, 0xcf8, 1, 8),
                     &AddressSpace::new_io(0u16, 0xcf7, None),
                     &AddressSpace::new_io(0xd00u16, 0xffff, None),

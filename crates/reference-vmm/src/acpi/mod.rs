@@ -15,7 +15,7 @@ use acpi_tables::xsdt::XSDT;
 pub use dsdt::VirtioMmioSlot;
 
 use crate::devices::{cmos, keyboard, power};
-use crate::machine::layout::{ACPI_TABLES, ECAM, IOAPIC, LOCAL_APIC, Layout};
+use crate::machine::layout::{ACPI_TABLES, ECAM, IOAPIC, LOCAL_APIC, Layout, PCI_BUSES};
 
 const OEM_ID: [u8; 6] = *b"VRING ";
 const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
@@ -131,6 +131,6 @@ fn madt(cpus: u8) -> impl Aml {
 
 fn mcfg() -> impl Aml {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM.start, 0, 0, 255);
+    mcfg.add_ecam(ECAM.start, 0, 0, PCI_BUSES - 1);
     mcfg
 }

@@ -46,7 +46,21 @@ impl Image {
 
 /// What is booted.
 #[derive(Debug)]
-pub struct Payload {
+pub enum Payload {
+    /// A Linux kernel.
+    Linux(Linux),
+    /// Bytes that are entered at their start like a PVH kernel: in 32-bit mode without paging.
+    Flat {
+        /// The bytes.
+        image: Vec<u8>,
+        /// Where they go.
+        address: u32,
+    },
+}
+
+/// A Linux kernel and what it is given.
+#[derive(Debug)]
+pub struct Linux {
     /// A bzImage, or an ELF kernel with a PVH entry point.
     pub kernel: Image,
     /// The initial RAM disk.
@@ -134,7 +148,26 @@ pub enum BootError {
 pub fn load(
     memory: &GuestMemoryMmap,
     layout: &Layout,
-    payload: &mut Payload,
+    payload: Payload,
+    rsdp: u64,
+) -> Result<Entry, BootError> {
+    match payload {
+        Payload::Linux(linux) => load_linux(memory, layout, linux, rsdp),
+        Payload::Flat { image, address } => {
+            memory.write_slice(&image, GuestAddress(address.into()))?;
+            pvh::write_start_info(memory, layout, None, rsdp)?;
+            Ok(Entry::Pvh {
+                rip: address.into(),
+                start_info: BOOT_INFO.0,
+            })
+        }
+    }
+}
+
+fn load_linux(
+    memory: &GuestMemoryMmap,
+    layout: &Layout,
+    mut payload: Linux,
     rsdp: u64,
 ) -> Result<Entry, BootError> {
     let mut magic = [0; 4];
@@ -169,7 +202,7 @@ pub fn load(
         };
         let limit = CMDLINE_LIMIT.saturating_sub(1);
         write_cmdline(memory, &payload.cmdline, limit)?;
-        let initrd = load_initrd(memory, layout, payload, loaded.kernel_end, u64::MAX)?;
+        let initrd = load_initrd(memory, layout, &mut payload, loaded.kernel_end, u64::MAX)?;
         pvh::write_start_info(memory, layout, initrd, rsdp)?;
         return Ok(Entry::Pvh {
             rip: entry.0,
@@ -197,7 +230,7 @@ pub fn load(
     write_cmdline(memory, &payload.cmdline, limit.min(CMDLINE_LIMIT - 1))?;
     let end = linux::end_of_kernel(&header, loaded.kernel_end);
     let highest = u64::from(header.initrd_addr_max);
-    let initrd = load_initrd(memory, layout, payload, end, highest)?;
+    let initrd = load_initrd(memory, layout, &mut payload, end, highest)?;
     linux::write_zero_page(memory, layout, header, initrd, rsdp)?;
     Ok(Entry::Linux64 {
         rip: loaded.kernel_load.0 + linux::ENTRY_64,
@@ -234,7 +267,7 @@ struct Initrd {
 fn load_initrd(
     memory: &GuestMemoryMmap,
     layout: &Layout,
-    payload: &mut Payload,
+    payload: &mut Linux,
     kernel_end: u64,
     highest: u64,
 ) -> Result<Option<Initrd>, BootError> {

@@ -17,6 +17,23 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     Run(RunArgs),
+    /// Run a small built-in guest that drives a virtio disk, and show what it cost
+    ///
+    /// It needs nothing but /dev/kvm.
+    Demo(DemoArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct DemoArgs {
+    #[command(flatten)]
+    pub(super) report: ReportArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ReportArgs {
+    /// File for a report of the guest's exits: JSON if its name ends in .json, a plot if in .svg, else a table. May be repeated
+    #[arg(long = "report", value_name = "FILE")]
+    pub(super) files: Vec<PathBuf>,
 }
 
 /// Boot a Linux kernel.
@@ -66,6 +83,9 @@ pub(super) struct RunArgs {
     /// How the guest finds its virtio devices
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
     pub(super) transport: TransportArg,
+
+    #[command(flatten)]
+    pub(super) report: ReportArgs,
 
     /// Size of RAM, with K, M, G or T
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]

@@ -1,6 +1,8 @@
 //! The command line: arguments, the terminal, signals, exit statuses.
 
 mod args;
+mod demo;
+mod report;
 mod run;
 mod size;
 mod terminal;
@@ -31,6 +33,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.command {
         Command::Run(args) => run::run(args),
+        Command::Demo(args) => demo::run(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status),

@@ -11,9 +11,10 @@ use virtio_devices::net::{MacAddress, Tap, TapError};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::args::RunArgs;
+use super::report;
 use super::status;
 use super::terminal::{Escape, RawMode};
-use crate::boot::{Image, Payload};
+use crate::boot::{Image, Linux, Payload};
 use crate::devices::serial::SerialPort;
 use crate::machine::disk::Disk;
 use crate::machine::stop::{Stop, StopSwitch};
@@ -23,14 +24,14 @@ type Error = Box<dyn std::error::Error>;
 
 /// Boots a guest, waits for its end, and returns the exit status.
 pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
-    let payload = Payload {
+    let payload = Payload::Linux(Linux {
         kernel: Image::open(args.kernel, "kernel")?,
         initrd: args
             .initrd
             .map(|path| Image::open(path, "initrd"))
             .transpose()?,
         cmdline: args.cmdline,
-    };
+    });
     let disks = args
         .disks
         .iter()
@@ -61,7 +62,7 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
         },
         transport: args.transport.into(),
         serial: Box::new(io::stdout()),
-        timed: false,
+        timed: !args.report.files.is_empty(),
     })?;
     let mut watch = Watch::new(machine.stop_switch(), machine.serial())?;
     let terminal = RawMode::enter()?;
@@ -70,6 +71,7 @@ pub(super) fn run(args: RunArgs) -> Result<u8, Error> {
     let stopped = running.finish();
     drop(terminal);
     watched?;
+    report::write(&args.report, &stopped)?;
     stopped
         .flushed
         .map_err(|error| format!("cannot flush the disks: {error}"))?;

@@ -82,7 +82,7 @@ impl Motherboard {
         }
         mmio.insert(
             ECAM.start,
-            Ecam::SIZE,
+            ECAM.end.saturating_sub(ECAM.start),
             "PCI configuration window",
             Arc::new(Ecam::new(&root)),
         )?;

@@ -19,8 +19,11 @@ pub const HIGH_RAM: u64 = MIB;
 pub const LOW_RAM_LIMIT: u64 = 3 * GIB;
 /// Window for the 32-bit memory BARs of PCI functions.
 pub const PCI_WINDOW_32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// Enhanced configuration access: 256 buses of 1 MiB (PCI Express Base Specification §7.2.2).
-pub const ECAM: Range<u64> = 0xe000_0000..0xf000_0000;
+/// Number of PCI buses. Linux probes every device of every bus that the firmware announces, with two exits each, so there are no
+/// more than are needed.
+pub const PCI_BUSES: u8 = 1;
+/// Enhanced configuration access: 1 MiB for each bus (PCI Express Base Specification §7.2.2).
+pub const ECAM: Range<u64> = 0xe000_0000..0xe000_0000 + PCI_BUSES as u64 * MIB;
 /// Slots of virtio-mmio devices.
 pub const VIRTIO_MMIO: Range<u64> = 0xf000_0000..0xf010_0000;
 /// Size of one virtio-mmio slot.

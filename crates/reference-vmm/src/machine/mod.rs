@@ -11,7 +11,7 @@ mod virtio;
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use pio_mmio_bus::bus::BusError;
+use pio_mmio_bus::bus::{Bus, BusError, BusReport};
 use pio_mmio_bus::pci::{RootComplex, RootError};
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
@@ -104,6 +104,7 @@ impl From<RootError> for MachineError {
 /// A machine that was made and not started.
 pub struct Machine {
     vm: Vm,
+    buses: [Bus; 2],
     serial: Arc<SerialPort>,
     stop: Arc<StopSwitch>,
     runners: Vec<Runner>,
@@ -113,7 +114,7 @@ pub struct Machine {
 
 impl Machine {
     /// Makes a machine: after this its guest only needs to be entered.
-    pub fn new(mut config: Config) -> Result<Self, MachineError> {
+    pub fn new(config: Config) -> Result<Self, MachineError> {
         let kvm = kvm::open()?;
         let limit = kvm.get_max_vcpus();
         if usize::from(config.cpus) > limit {
@@ -130,6 +131,9 @@ impl Machine {
         let vm = Vm::new(&kvm, memory.clone())?;
 
         let board = Motherboard::new(&vm, config.serial)?;
+        for bus in [&board.pio, &board.mmio] {
+            bus.set_accounting(config.timed)?;
+        }
 
         let virtio = VirtioDevices::new(vm.clone(), config.transport);
         let devices = Devices::new(config.peripherals, virtio, &board)?;
@@ -140,7 +144,7 @@ impl Machine {
             virtio_mmio: &devices.virtio.slots,
         })?;
         memory.write_slice(&tables.bytes, GuestAddress(tables.address))?;
-        let entry = boot::load(&memory, &layout, &mut config.payload, tables.rsdp)?;
+        let entry = boot::load(&memory, &layout, config.payload, tables.rsdp)?;
 
         let tsc_deadline = vm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
         let mut runners = Vec::new();
@@ -163,6 +167,7 @@ impl Machine {
         }
         Ok(Self {
             vm,
+            buses: [board.pio, board.mmio],
             serial: board.serial,
             stop: board.stop,
             runners,
@@ -185,6 +190,7 @@ impl Machine {
     pub fn start(self) -> Result<Running, MachineError> {
         let mut running = Running {
             vm: self.vm,
+            buses: self.buses,
             stop: self.stop,
             threads: Vec::new(),
             _root: self.root,
@@ -207,6 +213,7 @@ impl Machine {
 /// A machine whose guest runs.
 pub struct Running {
     vm: Vm,
+    buses: [Bus; 2],
     stop: Arc<StopSwitch>,
     threads: Vec<VcpuThread>,
     /// The configuration ports and window on the buses do not hold it themselves.
@@ -218,10 +225,12 @@ pub struct Running {
 pub struct Stopped {
     /// Why.
     pub reason: Stop,
-    /// The VM, with its statistics.
+    /// The VM.
     pub vm: Vm,
     /// The vCPUs, but for those whose thread panicked.
     pub vcpus: Vec<Finished>,
+    /// What was accessed: ports, then memory.
+    pub buses: [BusReport; 2],
     /// Whether what the guest wrote to its disks is on stable storage.
     pub flushed: io::Result<()>,
 }
@@ -244,6 +253,7 @@ impl Running {
         let flushed = self.devices.stop();
         Stopped {
             flushed,
+            buses: self.buses.map(|bus| bus.report()),
             reason: self.stop.reason().cloned().unwrap_or(Stop::User),
             vm: self.vm,
             vcpus,

@@ -17,6 +17,10 @@ use crate::machine::stop::{Crash, CrashCause, Stop, StopSwitch, wait_readable};
 /// lost.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
 
+/// Where a processor is after a reset (Intel SDM vol. 3A, §10.1.4).
+const RESET_CODE_BASE: u64 = 0xffff_0000;
+const RESET_RIP: u64 = 0xfff0;
+
 /// Where the accesses of a vCPU go.
 pub struct Buses {
     /// The ports.
@@ -165,9 +169,15 @@ impl Runner {
     }
 
     fn crash(&self, cause: CrashCause, exit: String) {
+        // After a shutdown KVM on AMD has reset the vCPU, so where it was is lost.
+        let reset = self
+            .vcpu
+            .get_sregs()
+            .is_ok_and(|sregs| sregs.cs.base == RESET_CODE_BASE);
+        let rip = self.vcpu.get_regs().ok().map(|regs| regs.rip);
         self.stop.throw(Stop::Crash(Crash {
             vcpu: self.index,
-            rip: self.vcpu.get_regs().ok().map(|regs| regs.rip),
+            rip: rip.filter(|rip| !(reset && *rip == RESET_RIP)),
             exit,
             cause,
         }));

@@ -1,0 +1,179 @@
+//! The program as a user meets it: what it says when something is wrong, and with which status it ends.
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn vmm(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_reference-vmm"))
+        .args(args)
+        .output()
+        .unwrap()
+}
+
+/// Status, and standard error, which must be a single line if the status is 1.
+fn failure(args: &[&str]) -> (Option<i32>, String) {
+    let output = vmm(args);
+    let message = String::from_utf8(output.stderr).unwrap();
+    if output.status.code() == Some(1) {
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!(message.starts_with("reference-vmm: "), "{message}");
+    }
+    (output.status.code(), message)
+}
+
+fn has_kvm() -> bool {
+    let usable = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    if !usable {
+        println!("SKIPPED: /dev/kvm is not usable here");
+    }
+    usable
+}
+
+#[test]
+fn help_names_every_option_and_status() {
+    let help = String::from_utf8(vmm(&["run", "--help"]).stdout).unwrap();
+    for text in [
+        "--kernel",
+        "--initrd",
+        "--cmdline",
+        "--cpus",
+        "--memory",
+        "--disk",
+        "--net",
+        "--console",
+        "--transport",
+        "--report",
+        "Exit status",
+        "Example",
+    ] {
+        assert!(help.contains(text), "{text}");
+    }
+}
+
+#[test]
+fn missing_kernel() {
+    let (status, message) = failure(&["run", "--kernel", "/no/such/kernel"]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("cannot open the kernel /no/such/kernel: No such file"));
+}
+
+#[test]
+fn kernel_is_a_directory() {
+    let (status, message) = failure(&["run", "--kernel", "/"]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("directory"), "{message}");
+}
+
+#[test]
+fn unreadable_initrd_and_disk() {
+    let kernel = tempfile::NamedTempFile::new().unwrap();
+    let kernel = kernel.path().to_str().unwrap();
+    let (status, message) = failure(&["run", "--kernel", kernel, "--initrd", "/no/initrd"]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("cannot open the initrd /no/initrd"));
+    let (status, message) = failure(&["run", "--kernel", kernel, "--disk", "/no/disk,readonly"]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("cannot open the disk image /no/disk:"));
+}
+
+#[test]
+fn disk_in_another_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, bytes: &[u8]| {
+        let path = folder.path().join(name);
+        fs::write(&path, bytes).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let kernel = write("kernel", b"");
+    let mut header = b"QFI\xfb".to_vec();
+    header.resize(4096, 0);
+    let qcow = write("disk.qcow2", &header);
+    let (status, message) = failure(&["run", "--kernel", &kernel, "--disk", &qcow]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("qemu-img convert"));
+    let short = write("short", b"x");
+    let (status, message) = failure(&["run", "--kernel", &kernel, "--disk", &short]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("smaller than one sector"));
+}
+
+#[test]
+fn wrong_arguments_have_a_status_of_their_own() {
+    for wrong in [
+        &["run"][..],
+        &["run", "--kernel", "k", "--cpus", "0"],
+        &["run", "--kernel", "k", "--cpus", "255"],
+        &["run", "--kernel", "k", "--memory", "lots"],
+        &["run", "--kernel", "k", "--disk", "d,rw"],
+        &["run", "--kernel", "k", "--disk", ",readonly"],
+        &["run", "--kernel", "k", "--net", "bridge=br0"],
+        &["run", "--kernel", "k", "--net", "mac=02:00:00:00:00:01"],
+        &["run", "--kernel", "k", "--net", "tap=t,mac=nonsense"],
+        &["run", "--kernel", "k", "--console", "stdio"],
+        &["run", "--kernel", "k", "--transport", "isa"],
+        &["fly"],
+    ] {
+        let (status, message) = failure(wrong);
+        assert_eq!(status, Some(2), "{wrong:?}");
+        assert!(
+            message.contains("error:") || message.contains("Usage"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn without_kvm_one_line_says_so() {
+    if Path::new("/dev/kvm").exists() {
+        println!("SKIPPED: there is a /dev/kvm");
+        return;
+    }
+    let (status, message) = failure(&["demo"]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("/dev/kvm does not exist"));
+}
+
+#[test]
+fn file_that_is_no_kernel() {
+    if !has_kvm() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("kernel");
+    for bytes in [&b""[..], &[0; 4096], b"\x7fELF"] {
+        fs::write(&path, bytes).unwrap();
+        let (status, message) = failure(&["run", "--kernel", path.to_str().unwrap()]);
+        assert_eq!(status, Some(1));
+        assert!(message.contains("kernel"), "{message}");
+    }
+}
+
+#[test]
+fn demo_ends_with_a_table_and_status_0() {
+    if !has_kvm() {
+        return;
+    }
+    let report = tempfile::Builder::new().suffix(".json").tempfile().unwrap();
+    let output = vmm(&["demo", "--report", report.path().to_str().unwrap()]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{text}{errors}");
+    assert!(text.contains("32 sectors read, one written and read back"));
+    assert!(text.contains("exit to user space"));
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(report.path()).unwrap()).unwrap();
+    assert_eq!(report["vcpus"], 1);
+    // A doorbell never leaves the kernel: there are 34 requests, and fewer writes to all registers of the device.
+    let writes = report["user"].as_array().unwrap().iter();
+    let writes: u64 = writes
+        .filter(|exits| exits["kind"] == "memory-write")
+        .map(|exits| exits["count"].as_u64().unwrap())
+        .sum();
+    assert!(writes < 34, "{writes}");
+}
