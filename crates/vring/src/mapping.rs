@@ -343,7 +343,7 @@ pub(crate) struct Table<H: Anchor> {
 impl<H: Anchor> Table<H> {
     const ENTRY: usize = 16;
 
-    /// A table of `len` bytes, a multiple of 16 and not 0.
+    /// A table of `len` bytes, a multiple of 16 and not 0. Of it, the entries that 16 bits can number are mapped.
     pub(crate) fn new<A>(
         anchor: &H,
         regions: &Regions<A>,
@@ -355,6 +355,11 @@ impl<H: Anchor> Table<H> {
     {
         let anchor = anchor.clone();
         let memory = anchor.memory();
+        addr.checked_add(len.into()).ok_or(NoMemory {
+            addr,
+            len: len.into(),
+        })?;
+        let len = len.min(1 << 20);
         let first = match regions.find(memory, addr, u64::from(len)) {
             Some(slice) => Some(slice),
             None => slices(memory, addr, u64::from(len), Permissions::Read)?

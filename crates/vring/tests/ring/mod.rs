@@ -99,7 +99,7 @@ impl SplitRing {
         bytes
     }
 
-    fn write_desc_at(&self, table: u64, index: u16, desc: Desc) {
+    pub fn write_desc_at(&self, table: u64, index: u16, desc: Desc) {
         let at = table + 16 * u64::from(index);
         self.write(at, &desc.addr.to_le_bytes());
         self.write(at + 8, &desc.len.to_le_bytes());
