@@ -1,9 +1,10 @@
 //! Driver and device against each other, in every combination of ring features, against a model: what is added is popped, in order and
 //! byte for byte; what is pushed is taken, with the length that was written; nothing is lost, made up or mixed up.
-#![expect(
+#![allow(
     clippy::unwrap_used,
-    clippy::panic,
+    clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::panic,
     reason = "test code"
 )]
 

@@ -1,7 +1,9 @@
 //! What a driver can do to a queue besides chains that are wrong in themselves.
-#![expect(
+#![allow(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::cast_possible_truncation,
+    clippy::panic,
     reason = "test code"
 )]
 

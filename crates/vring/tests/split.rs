@@ -1,5 +1,11 @@
 //! The device side of the split ring: what a driver makes available is what a device gets.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::cast_possible_truncation,
+    clippy::panic,
+    reason = "test code"
+)]
 
 mod ring;
 
