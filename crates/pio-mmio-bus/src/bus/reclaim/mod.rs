@@ -17,9 +17,11 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::Deref;
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 
-use primitives::{AtomicPtr, Ordering, heavy_barrier, light_barrier, pause, register_barrier};
+use primitives::{
+    AtomicPtr, Ordering, free, heavy_barrier, light_barrier, pause, register_barrier,
+};
 pub use primitives::{Mutex, lock};
 
 /// What a reader uses, on a cache line that only its reader writes (two lines, as CPUs prefetch them in pairs).
@@ -48,7 +50,8 @@ impl<T> Clone for Grace<T> {
 impl<T> Grace<T> {
     /// Whether none of them does.
     pub fn is_over(&self) -> bool {
-        // Acquire: what the reader did inside happened before what we do now (pairs with the store in `Guard::drop`).
+        // Acquire: what the reader did inside happened before what we do now (pairs with the stores in
+        // `Guard::drop` and `Reader::enter`).
         self.0
             .iter()
             .all(|(slot, seen)| slot.using.load(Ordering::Acquire).cast_const() != *seen)
@@ -75,7 +78,7 @@ impl<T> Drop for Replaced<T> {
         // SAFETY: the pointer came from `Box::into_raw` and is owned by this value alone. Whoever drops it has seen
         // that no reader uses it (`Published::collect`) or can (a dropped `Published`, to which each reader holds a
         // reference).
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+        unsafe { free(self.0.as_ptr()) };
     }
 }
 
@@ -84,7 +87,7 @@ impl<T> Drop for Replaced<T> {
 pub struct Garbage<T>(#[expect(dead_code, reason = "held to be dropped")] Vec<Replaced<T>>);
 
 struct Readers<T> {
-    slots: Vec<Weak<Slot<T>>>,
+    slots: Vec<Arc<Slot<T>>>,
     /// Oldest first. The grace of a later one covers those of all before it.
     replaced: VecDeque<(Replaced<T>, Grace<T>)>,
 }
@@ -115,7 +118,7 @@ impl<T: Send + Sync> Published<T> {
         let slot = Arc::new(Slot {
             using: AtomicPtr::new(ptr::null_mut()),
         });
-        lock(&self.readers).slots.push(Arc::downgrade(&slot));
+        lock(&self.readers).slots.push(Arc::clone(&slot));
         Reader {
             published: Arc::clone(self),
             slot,
@@ -133,19 +136,11 @@ impl<T: Send + Sync> Published<T> {
         // Release: a reader that loads the pointer sees what it points to.
         let old = self.current.swap(new, Ordering::AcqRel);
         heavy_barrier()?;
-        let mut inside = Vec::new();
-        readers.slots.retain(|slot| {
-            // A reader that is gone is outside.
-            let Some(slot) = slot.upgrade() else {
-                return false;
-            };
+        let inside = readers.slots.iter().filter_map(|slot| {
             let using = slot.using.load(Ordering::Acquire).cast_const();
-            if !using.is_null() && using != new.cast_const() {
-                inside.push((slot, using));
-            }
-            true
+            (!using.is_null() && !ptr::eq(using, new)).then(|| (Arc::clone(slot), using))
         });
-        let grace = Grace(inside.into());
+        let grace = Grace(inside.collect());
         if let Some(old) = NonNull::new(old) {
             readers.replaced.push_back((Replaced(old), grace.clone()));
         }
@@ -172,7 +167,7 @@ impl<T: Send + Sync> Drop for Published<T> {
         let current = self.current.load(Ordering::Acquire);
         // SAFETY: the pointer came from `Box::into_raw`. Each reader holds a reference to this, so none is left, and
         // `readers` owns the replaced values only.
-        drop(unsafe { Box::from_raw(current) });
+        unsafe { free(current) };
     }
 }
 
@@ -188,7 +183,8 @@ impl<T: Send + Sync> Reader<T> {
     pub fn enter(&mut self) -> Guard<'_, T> {
         let mut seen = self.published.current.load(Ordering::Relaxed);
         let value = loop {
-            self.slot.using.store(seen, Ordering::Relaxed);
+            // Release: who sees this also sees that our access before this one has ended.
+            self.slot.using.store(seen, Ordering::Release);
             light_barrier();
             // Acquire: see what the writer put there.
             let again = self.published.current.load(Ordering::Acquire);
@@ -206,6 +202,13 @@ impl<T: Send + Sync> Reader<T> {
             value: unsafe { &*value },
             slot: &self.slot,
         }
+    }
+}
+
+impl<T: Send + Sync> Drop for Reader<T> {
+    fn drop(&mut self) {
+        let mut readers = lock(&self.published.readers);
+        readers.slots.retain(|slot| !Arc::ptr_eq(slot, &self.slot));
     }
 }
 

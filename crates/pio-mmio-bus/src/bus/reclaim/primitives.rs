@@ -44,6 +44,16 @@ mod imp {
         }
     }
 
+    /// Drops a value and frees its memory.
+    ///
+    /// # Safety
+    ///
+    /// `value` came from `Box::into_raw`, and nobody uses it any more.
+    pub unsafe fn free<T>(value: *mut T) {
+        // SAFETY: as the caller says.
+        drop(unsafe { Box::from_raw(value) });
+    }
+
     /// Gives other threads time to leave an access; `round` counts how often the caller asked before.
     pub fn pause(round: u32) {
         if round < 16 {
@@ -74,6 +84,16 @@ mod imp {
     pub fn heavy_barrier() -> io::Result<()> {
         loom::sync::atomic::fence(Ordering::SeqCst);
         Ok(())
+    }
+
+    /// Drops a value, and keeps its address from coming back: loom needs runs that are alike.
+    ///
+    /// # Safety
+    ///
+    /// As the real one.
+    pub unsafe fn free<T>(value: *mut T) {
+        // SAFETY: as the caller says.
+        unsafe { value.drop_in_place() };
     }
 
     pub fn pause(_round: u32) {
