@@ -246,6 +246,7 @@ fn malformed_descriptors_stop_the_queue() {
         ("IOTLB high word", [1 << 4 | 2, 1 << 7], RESERVED),
         ("address mask above MAMV", iotlb_pages(5, 0, 19), RESERVED),
         ("wait reserved bit", [1 << 8 | 5, 0], RESERVED),
+        ("page-request drain", [1 << 7 | 5, 0], RESERVED),
         ("wait address", [1 << 5 | 5, STATUS | 1], RESERVED),
         ("interrupt reserved bits", [1 << 12 | 4, 0], RESERVED),
     ] {

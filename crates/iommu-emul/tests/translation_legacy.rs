@@ -107,7 +107,7 @@ fn pass_through_reaches_memory_and_nothing_beyond() {
 #[test]
 fn context_faults() {
     let entry = CONTEXTS + 16 * 0x13;
-    let cases: [(&str, (u64, u64), u8); 12] = [
+    let cases: [(&str, (u64, u64), u8); 13] = [
         ("root not present", (ROOT + 16, CONTEXTS), 1),
         ("context not present", (entry, SECOND), 2),
         ("reserved translation type", (entry, SECOND | 3 << 2 | 1), 3),
@@ -118,6 +118,7 @@ fn context_faults() {
         ),
         ("unsupported width", (entry + 8, 5 << 8 | 3), 3),
         ("reserved width", (entry + 8, 5 << 8 | 7), 3),
+        ("second stage beyond memory", (entry, MEMORY | 1), 3),
         ("root beyond memory", (ROOT + 16, MEMORY | 1), 9),
         ("root reserved low", (ROOT + 16, CONTEXTS | 2 | 1), 0xa),
         ("root reserved high", (ROOT + 24, 1), 0xa),

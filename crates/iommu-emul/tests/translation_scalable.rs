@@ -115,6 +115,12 @@ fn first_stage_faults() {
         assert_eq!(guest.translate(&view, 0x5000, access), None, "{what}");
         assert_eq!(guest.take_fault(), Some((code, DEVICE.0, 0x5000)), "{what}");
     }
+    let guest = self::guest(0, [FIRST_STAGE | 1, 9, MEMORY]);
+    assert_eq!(guest.translate(&guest.view(), 0x5000, Access::Read), None);
+    assert_eq!(guest.take_fault(), Some((0x73, DEVICE.0, 0x5000)));
+    let guest = nested();
+    assert_eq!(guest.translate(&guest.view(), 0x5000, Access::Read), None);
+    assert_eq!(guest.take_fault(), Some((0x75, DEVICE.0, 0x5000)));
     let guest = first_stage();
     let at = 0x0000_8000_0000_0000;
     assert_eq!(guest.translate(&guest.view(), at, Access::Read), None);

@@ -55,7 +55,7 @@ fn model(load: &impl Fn(u64) -> Option<u64>, address: u64, write: bool) -> Resul
             let low = if page { (1 << shift) - 4096 } else { 0 };
             let top = if level == 4 { 1 << 7 } else { 0 };
             let high = 0x000f_0000_0000_0000;
-            if entry & (1 << 11 | low | top | high) != 0 {
+            if entry & (1 << 62 | 1 << 11 | low | top | high) != 0 {
                 return Err(0xc);
             }
         }

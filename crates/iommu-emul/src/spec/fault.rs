@@ -11,7 +11,8 @@ pub enum FaultReason {
     RootNotPresent = 0x01,
     /// LCT.2: the context entry is not present.
     ContextNotPresent = 0x02,
-    /// LCT.4: the context entry is invalid: an unsupported width or a reserved translation type.
+    /// LCT.4: the context entry is invalid: an unsupported width, a reserved translation type, or a root of the second-stage tables
+    /// that could not be read.
     ContextInvalid = 0x03,
     /// LGN.1: the address is beyond the width of the tables or of the unit.
     AddressBeyondWidth = 0x04,
@@ -19,7 +20,7 @@ pub enum FaultReason {
     Write = 0x05,
     /// LGN.3: no read permission.
     Read = 0x06,
-    /// LSL.1: a second-stage entry could not be read.
+    /// LSL.1: a second-stage entry below the root could not be read.
     SecondStageAccess = 0x07,
     /// LRT.1: the root entry could not be read.
     RootAccess = 0x08,
@@ -89,22 +90,28 @@ pub enum FaultReason {
     PasidEntryReserved = 0x5a,
     /// SPT.4: the PASID table entry is invalid: an unsupported width, mode or translation type.
     PasidEntryInvalid = 0x5b,
-    /// SFL.1: a first-stage entry could not be read.
+    /// SFL.1: a first-stage entry below the root could not be read.
     FirstStageAccess = 0x70,
     /// SFL.2: a first-stage entry is not present.
     FirstStageNotPresent = 0x71,
     /// SFL.3: a reserved field of a first-stage entry is set.
     FirstStageReserved = 0x72,
+    /// SFL.4: an entry of the first-stage root could not be read.
+    FirstStageRootAccess = 0x73,
     /// SFL.5: nested, the address of a first-stage table is beyond the second stage's width.
     FirstStageBeyondWidth = 0x74,
-    /// SFL.7: nested, the second stage does not let a first-stage table be read.
+    /// SFL.6: nested, the second stage does not let the first-stage root be read.
+    FirstStageRootRead = 0x75,
+    /// SFL.7: nested, the second stage does not let another first-stage table be read.
     FirstStageTableRead = 0x76,
     /// SFL.8: nested, the second stage does not let a first-stage entry's accessed and dirty flags be written.
     FirstStageTableWrite = 0x77,
-    /// SSL.1: a second-stage entry could not be read.
+    /// SSL.1: a second-stage entry below the root could not be read.
     ScalableSecondStageAccess = 0x78,
     /// SSL.3: a reserved field of a second-stage entry is set.
     ScalableSecondStageReserved = 0x7a,
+    /// SSL.4: an entry of the second-stage root could not be read.
+    ScalableSecondStageRootAccess = 0x7b,
     /// SGN.1: the address is not canonical.
     NotCanonical = 0x80,
     /// SGN.2: a user-privilege request to a supervisor page.

@@ -206,7 +206,8 @@ impl Descriptor {
             2 => (mask(63, 32) | mask(15, 12) | mask(8, 8), mask(11, 7)),
             3 => (mask(51, 48) | mask(31, 21) | mask(8, 4), mask(11, 1)),
             4 => (mask(63, 48) | mask(26, 12) | mask(8, 5), u64::MAX),
-            5 => (mask(31, 12) | mask(8, 8), mask(1, 0)),
+            // Page-request drain, bit 7, goes with page requests, which no unit here has.
+            5 => (mask(31, 12) | mask(8, 7), mask(1, 0)),
             6 => (mask(63, 52) | mask(15, 12) | mask(8, 6), mask(11, 7)),
             7 => (mask(63, 52) | mask(15, 12) | mask(8, 6), u64::MAX),
             8 => (mask(8, 4), mask(10, 1)),

@@ -43,9 +43,9 @@ impl SecondStageEntry {
     }
 
     /// A reserved field is set, given the entry's level, whether it maps a page, and whether snoop control exists
-    /// (else the SNP bit of a page is reserved).
+    /// (else the SNP bit of a page is reserved). Bit 62, transient mapping, is reserved without device-TLBs.
     pub const fn reserved(self, level: u8, page: bool, snoop_control: bool) -> bool {
-        let mut reserved = if page && snoop_control { 0 } else { 1 << 11 };
+        let mut reserved = 1 << 62 | if page && snoop_control { 0 } else { 1 << 11 };
         if page && level > 1 {
             reserved |= mask(page_shift(level) - 1, 12);
         }

@@ -237,6 +237,8 @@ pub mod ccmd {
     pub const WRITABLE: u64 = mask(62, 61) | mask(33, 0);
     /// Position of the granularity that was carried out.
     pub const CAIG_SHIFT: u32 = 59;
+    /// The write-only fields: function mask and source identifier.
+    pub const WRITE_ONLY: u64 = mask(33, 16);
 
     /// The granularity that is asked for.
     pub const fn granularity(register: u64) -> u64 {
@@ -254,7 +256,7 @@ pub mod iotlb {
     pub const WRITABLE: u64 = mask(61, 60) | mask(49, 32);
     /// Position of the granularity that was carried out.
     pub const IAIG_SHIFT: u32 = 57;
-    /// Writable bits of the address register: address, hint and mask.
+    /// Writable bits of the address register: address, hint and mask, all of which are write-only.
     pub const IVA_WRITABLE: u64 = mask(63, 12) | mask(6, 0);
 
     /// The granularity that is asked for.

@@ -194,7 +194,6 @@ impl<M: PhysicalMemory> Unit<M> {
             faults,
             queue,
             interrupt_table,
-            invalidate_address,
             iotlb,
             ..
         } = registers;
@@ -205,7 +204,7 @@ impl<M: PhysicalMemory> Unit<M> {
             offset::ECAP => self.capabilities().ecap(),
             offset::GCMD => pair(0, status.bits()),
             offset::RTADDR => *root,
-            offset::CCMD => *context,
+            offset::CCMD => *context & !ccmd::WRITE_ONLY,
             0x30 => pair(0, faults.status()),
             offset::FECTL => pair(faults.event.read(0), faults.event.read(1)),
             offset::FEADDR => pair(faults.event.read(2), faults.event.read(3)),
@@ -217,7 +216,8 @@ impl<M: PhysicalMemory> Unit<M> {
             offset::IEADDR => pair(queue.event.read(2), queue.event.read(3)),
             offset::IQERCD => queue.error,
             offset::IRTA => *interrupt_table,
-            _ if at == config.iotlb_offset => *invalidate_address,
+            // Write-only.
+            _ if at == config.iotlb_offset => 0,
             _ if at == config.iotlb_offset + 8 => *iotlb,
             _ => at
                 .checked_sub(config.fault_record_offset)

@@ -25,7 +25,7 @@ pub(super) fn walk<M: GuestMemory + ?Sized>(
     if !canonical(address, table.levels) {
         return Err(FaultReason::NotCanonical);
     }
-    let physical = |address| match second {
+    let physical = |address, root| match second {
         None => Ok(address),
         Some(second) => {
             // The accessed flag makes a walk write to its tables.
@@ -34,7 +34,7 @@ pub(super) fn walk<M: GuestMemory + ?Sized>(
                     second_stage::walk(memory, capabilities, second, address, Access::Write)
                 })
                 .map(|leaf| leaf.output | (address & ((1 << leaf.shift) - 1)))
-                .map_err(|fault| fault.nested_table_reason())
+                .map_err(|fault| fault.nested_table_reason(root))
         }
     };
     let mut leaf = Leaf {
@@ -44,8 +44,13 @@ pub(super) fn walk<M: GuestMemory + ?Sized>(
         write: true,
     };
     for level in (1..=table.levels).rev() {
-        let place = physical(leaf.output + 8 * index(address, level))?;
-        let (entry, page) = used_entry(memory, capabilities, place, level, &mut leaf, access)?;
+        let root = level == table.levels;
+        let place = physical(leaf.output + 8 * index(address, level), root)?;
+        let (entry, page) = used_entry(memory, capabilities, place, level, &mut leaf, access)
+            .map_err(|reason| match reason {
+                FaultReason::FirstStageAccess if root => FaultReason::FirstStageRootAccess,
+                reason => reason,
+            })?;
         leaf.output = entry.address();
         if page {
             leaf.shift = page_shift(level);

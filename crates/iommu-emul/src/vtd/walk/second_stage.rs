@@ -14,7 +14,9 @@ use crate::{
 pub(super) enum SecondStageFault {
     /// The address is beyond the table's or the unit's width.
     Beyond,
-    /// An entry could not be read.
+    /// An entry of the root could not be read.
+    RootAccess,
+    /// Another entry could not be read.
     Access,
     /// A reserved field is set.
     Reserved,
@@ -27,6 +29,8 @@ impl SecondStageFault {
         match (self, scalable) {
             (Self::Beyond, false) => FaultReason::AddressBeyondWidth,
             (Self::Beyond, true) => FaultReason::ScalableAddressBeyondWidth,
+            (Self::RootAccess, false) => FaultReason::ContextInvalid,
+            (Self::RootAccess, true) => FaultReason::ScalableSecondStageRootAccess,
             (Self::Access, false) => FaultReason::SecondStageAccess,
             (Self::Access, true) => FaultReason::ScalableSecondStageAccess,
             (Self::Reserved, false) => FaultReason::SecondStageReserved,
@@ -46,10 +50,11 @@ impl SecondStageFault {
         }
     }
 
-    /// The reason when the address is that of a first-stage table.
-    pub fn nested_table_reason(self) -> FaultReason {
+    /// The reason when the address is that of a first-stage table, the `root` or another.
+    pub fn nested_table_reason(self, root: bool) -> FaultReason {
         match self {
             Self::Beyond => FaultReason::FirstStageBeyondWidth,
+            Self::Permission(Access::Read) if root => FaultReason::FirstStageRootRead,
             Self::Permission(Access::Read) => FaultReason::FirstStageTableRead,
             Self::Permission(Access::Write) => FaultReason::FirstStageTableWrite,
             other => other.reason(true),
@@ -95,7 +100,12 @@ pub(super) fn walk<M: GuestMemory + ?Sized>(
         write: true,
     };
     for level in (1..=table.levels).rev() {
-        let (entry, page) = entry(memory, capabilities, leaf.output, level, address)?;
+        let (entry, page) = entry(memory, capabilities, leaf.output, level, address).map_err(
+            |fault| match fault {
+                SecondStageFault::Access if level == table.levels => SecondStageFault::RootAccess,
+                fault => fault,
+            },
+        )?;
         leaf.read &= entry.read();
         leaf.write &= entry.write();
         if !leaf.allows(access) {
