@@ -192,8 +192,10 @@ impl<M: DmaView, S: Service<M>> ServedQueue<M, S> {
     fn turn(&mut self, ready: bool) -> Result<Wait, vring::Error> {
         // Kicks are not needed while the queue is served.
         self.queue.disable_kicks()?;
-        let guard = self.memory.memory();
-        let wait = self.service.serve(&mut self.queue, &guard, ready);
+        let wait = {
+            let memory = self.memory.memory();
+            self.service.serve(&mut self.queue, &memory, ready)
+        };
         if self.queue.needs_interrupt()? {
             self.interrupt.trigger();
         }

@@ -6,6 +6,7 @@ mod driver;
 use std::io::{Read, Seek, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use driver::{Memory, Part, Reports, Ring, framings, memory};
 use proptest::prelude::*;
@@ -166,6 +167,16 @@ fn a_host_that_hangs_up_discards_output_and_ends_input() {
     tx.round_trip(&[Part::Read(vec![1])]);
     assert_eq!(rx.try_used(), None);
     assert!(!setup.reports.needs_reset());
+}
+
+/// Queues that run do not keep a device alive that its owner dropped.
+#[test]
+fn dropping_a_running_device_closes_its_ports() {
+    let (setup, _rx, _tx, mut host) = console();
+    host.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    drop(setup);
+    assert_eq!(host.read(&mut [0]).unwrap(), 0);
 }
 
 /// Files cannot be watched by epoll: they are always ready.

@@ -687,3 +687,14 @@ fn hostile_receive_buffers() {
         setup.reports.wait_needs_reset();
     }
 }
+
+/// Queues that run do not keep a device alive that its owner dropped.
+#[test]
+fn dropping_a_running_device_frees_its_ports() {
+    use virtio_devices::net::NetBackend;
+    let setup = Setup::new(1, Features::CTRL_VQ);
+    let _rings: Vec<Ring> = (0..3).map(|index| setup.ring(index, 8)).collect();
+    let port = setup.device.backend().ports()[0].clone();
+    drop(setup);
+    assert_eq!(Arc::strong_count(&port), 1);
+}

@@ -188,6 +188,15 @@ impl Console {
     }
 }
 
+impl Drop for Console {
+    fn drop(&mut self) {
+        // A running queue holds what the queues share, and that holds the queue.
+        for index in (0..).take(self.queue_max_sizes.len()) {
+            self.shared.queues.stop(index);
+        }
+    }
+}
+
 impl<M: DmaView> VirtioDevice<M> for Console {
     fn device_type(&self) -> DeviceType {
         DeviceType::CONSOLE

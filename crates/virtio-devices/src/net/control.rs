@@ -4,7 +4,7 @@ use vring::Queue;
 
 use super::backend::NetBackend;
 use super::command::{Command, MAX_COMMAND};
-use super::device::Shared;
+use super::shared::Shared;
 use super::spec::{ACK_ERR, ACK_OK, Features};
 use crate::dma::DmaView;
 use crate::serve::{Service, Wait};

@@ -1,17 +1,15 @@
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
 use vring::QueueState;
 use zerocopy::IntoBytes;
 
-use super::backend::{NetBackend, NetPort};
-use super::command::Command;
+use super::backend::NetBackend;
 use super::control::Control;
-use super::filter::RxFilter;
 use super::mac::MacAddress;
 use super::receive::Receive;
+use super::shared::{NetState, Shared};
 use super::spec::{Config, Features, LinkStatus};
+use super::statistics::NetStatistics;
 use super::transmit::Transmit;
 use crate::config::read_config;
 use crate::device::{DeviceError, DeviceEvents, DeviceType, QueueResources, VirtioDevice};
@@ -62,6 +60,7 @@ const REQUIREMENTS: [(Features, Features); 12] = [
 /// Queue pair `i` is served by worker `i` modulo the number of workers, the control queue by the first.
 pub struct Net<B: NetBackend> {
     shared: Arc<Shared<B>>,
+    queues: ServedQueues,
     workers: Vec<Worker>,
     mac: MacAddress,
     offered: Features,
@@ -95,160 +94,6 @@ pub enum NetError {
     Backend(#[from] std::io::Error),
 }
 
-/// What a driver has set up beyond the queues.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetState {
-    /// The negotiated features, once a queue was started.
-    pub features: Option<Features>,
-    /// Which frames it receives, and its address.
-    pub filter: RxFilter,
-    /// Queue pairs in use.
-    pub queue_pairs: u16,
-    /// Receive offloads in use.
-    pub guest_offloads: Features,
-}
-
-impl NetState {
-    fn new(mac: MacAddress) -> Self {
-        Self {
-            features: None,
-            filter: RxFilter::new(mac),
-            queue_pairs: 1,
-            guest_offloads: Features::empty(),
-        }
-    }
-}
-
-/// Frames since the device was made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NetStatistics {
-    /// Handed to the driver.
-    pub received: u64,
-    /// Too large for the driver's buffers.
-    pub receive_dropped: u64,
-    /// Not wanted by the driver, or not a frame.
-    pub receive_filtered: u64,
-    /// Taken by the host.
-    pub transmitted: u64,
-    /// Malformed or not taken by the host.
-    pub transmit_dropped: u64,
-}
-
-#[derive(Default)]
-pub(super) struct Counters {
-    received: AtomicU64,
-    receive_dropped: AtomicU64,
-    receive_filtered: AtomicU64,
-    transmitted: AtomicU64,
-    transmit_dropped: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn received(&self, fits: bool) {
-        let counter = if fits {
-            &self.received
-        } else {
-            &self.receive_dropped
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn filtered(&self) {
-        self.receive_filtered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn transmitted(&self, sent: bool) {
-        let counter = if sent {
-            &self.transmitted
-        } else {
-            &self.transmit_dropped
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// What the queues of a device share.
-pub(super) struct Shared<B> {
-    backend: B,
-    settings: RwLock<NetState>,
-    queues: ServedQueues,
-    pub(super) counters: Counters,
-}
-
-impl<B: NetBackend> Shared<B> {
-    pub(super) fn settings(&self) -> RwLockReadGuard<'_, NetState> {
-        self.settings.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn settings_mut(&self) -> RwLockWriteGuard<'_, NetState> {
-        self.settings
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Carries out a control command and tells whether that worked.
-    pub(super) fn execute(&self, command: Command<'_>) -> bool {
-        let mut settings = self.settings_mut();
-        let filter = &mut settings.filter;
-        match command {
-            Command::RxMode(mode, on) => {
-                filter.mode.set(mode, on);
-                true
-            }
-            Command::MacTables { unicast, multicast } => {
-                filter.set_tables(unicast, multicast);
-                true
-            }
-            Command::MacAddress(mac) => {
-                filter.mac = mac;
-                true
-            }
-            Command::Vlan(vlan, pass) => filter.set_vlan(vlan, pass),
-            Command::QueuePairs(pairs) => {
-                let possible = (1..=self.backend.ports().len()).contains(&usize::from(pairs));
-                let done = possible && self.enable_ports(pairs).is_ok();
-                if done {
-                    settings.queue_pairs = pairs;
-                }
-                done
-            }
-            Command::GuestOffloads(offloads) => {
-                let done = self.backend.set_guest_offloads(offloads).is_ok();
-                if done {
-                    settings.guest_offloads = offloads;
-                }
-                done
-            }
-        }
-    }
-
-    /// Has the host use the first `pairs` ports.
-    fn enable_ports(&self, pairs: u16) -> std::io::Result<()> {
-        for (pair, port) in (0..).zip(self.backend.ports()) {
-            port.set_enabled(pair < pairs)?;
-        }
-        Ok(())
-    }
-
-    /// Makes the back-end as `settings` says.
-    fn apply(&self, settings: &NetState) -> std::io::Result<()> {
-        self.enable_ports(settings.queue_pairs)?;
-        self.backend.set_guest_offloads(settings.guest_offloads)
-    }
-
-    /// Takes up what was negotiated, when the first queue starts.
-    fn negotiate(&self, features: Features) -> std::io::Result<()> {
-        let mut settings = self.settings_mut();
-        if settings.features.is_none() {
-            settings.guest_offloads = features & Features::GUEST_OFFLOADS;
-            self.backend.set_guest_offloads(settings.guest_offloads)?;
-            settings.filter.negotiate(features);
-            settings.features = Some(features);
-        }
-        Ok(())
-    }
-}
-
 impl<B: NetBackend> Net<B> {
     /// A device with this address.
     ///
@@ -275,15 +120,12 @@ impl<B: NetBackend> Net<B> {
         );
         let mut queue_max_sizes = vec![QUEUE_SIZE; 2 * ports];
         queue_max_sizes.push(CONTROL_QUEUE_SIZE);
-        let shared = Shared {
-            backend,
-            settings: RwLock::new(NetState::new(mac)),
-            queues: ServedQueues::new(queue_max_sizes.len()),
-            counters: Counters::default(),
-        };
+        let queues = ServedQueues::new(queue_max_sizes.len());
+        let shared = Shared::new(backend, mac);
         shared.apply(&shared.settings())?;
         Ok(Self {
             shared: Arc::new(shared),
+            queues,
             workers,
             mac,
             offered,
@@ -298,20 +140,7 @@ impl<B: NetBackend> Net<B> {
 
     /// Frames so far.
     pub fn statistics(&self) -> NetStatistics {
-        let Counters {
-            received,
-            receive_dropped,
-            receive_filtered,
-            transmitted,
-            transmit_dropped,
-        } = &self.shared.counters;
-        NetStatistics {
-            received: received.load(Ordering::Relaxed),
-            receive_dropped: receive_dropped.load(Ordering::Relaxed),
-            receive_filtered: receive_filtered.load(Ordering::Relaxed),
-            transmitted: transmitted.load(Ordering::Relaxed),
-            transmit_dropped: transmit_dropped.load(Ordering::Relaxed),
-        }
+        self.shared.counters.statistics()
     }
 
     /// What the driver has set up. To be taken while no queue runs.
@@ -378,7 +207,7 @@ where
     }
 
     fn connect(&self, events: Arc<dyn DeviceEvents>) {
-        self.shared.queues.connect(events);
+        self.queues.connect(events);
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -424,7 +253,7 @@ where
             .get(worker)
             .ok_or(DeviceError::NoQueue(index))?;
         let shared = Arc::clone(&self.shared);
-        let queues = &self.shared.queues;
+        let queues = &self.queues;
         match port {
             _ if control => {
                 self.shared.negotiate(features)?;
@@ -456,7 +285,7 @@ where
     }
 
     fn stop_queue(&self, index: u16) -> Option<QueueState> {
-        self.shared.queues.stop(index)
+        self.queues.stop(index)
     }
 
     fn reset(&self) {

@@ -7,8 +7,8 @@ use vring::{Chain, Queue};
 use zerocopy::FromBytes;
 
 use super::backend::{NetBackend, NetPort};
-use super::device::Shared;
 use super::filter::RxFilter;
+use super::shared::Shared;
 use super::spec::{Features, HEADER, Header, MAX_FRAME};
 use crate::dma::DmaView;
 use crate::serve::{Service, Wait};

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use vring::Queue;
 
 use super::backend::{NetBackend, NetPort};
-use super::device::Shared;
+use super::shared::Shared;
 use super::spec::{ETHERNET_HEADER, HEADER, MAX_FRAME};
 use crate::dma::DmaView;
 use crate::serve::{Service, Wait};
