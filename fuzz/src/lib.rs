@@ -1,4 +1,5 @@
 //! What each fuzz target runs, as plain functions that stable tests call too.
 
+pub mod block;
 pub mod net;
 pub mod pci;
