@@ -45,8 +45,6 @@ pub struct Package {
     pub name: String,
     /// The registries it may go to: none for one that stays here, `None` for any.
     publish: Option<Vec<String>>,
-    /// Its direct dependencies.
-    pub dependencies: Vec<Dependency>,
     /// Its libraries, binaries, tests, ….
     pub targets: Vec<Target>,
 }
@@ -58,13 +56,6 @@ impl Package {
             .as_ref()
             .is_none_or(|registries| !registries.is_empty())
     }
-}
-
-/// A dependency of a package.
-#[derive(Debug, Deserialize)]
-pub struct Dependency {
-    /// The name of the package depended on.
-    pub name: String,
 }
 
 /// What a package builds.

@@ -76,16 +76,7 @@ impl Host {
     /// Runs `script` (POSIX sh) in the host, `folder` being its `/job`.
     pub fn run(&self, folder: PathBuf, script: &str, progress: &Progress) -> Result<Finished> {
         let lab = workspace::lab()?;
-        debian::ensure_program(
-            "qemu-system-x86_64",
-            &[
-                "qemu-system-x86",
-                "qemu-system-common",
-                "seabios",
-                "ipxe-qemu",
-            ],
-            true,
-        )?;
+        ensure_qemu()?;
         debian::ensure_program("setpriv", &["util-linux"], false)?;
         progress.step("the lab's kernel");
         let kernel = Kernel::obtain(&lab, Series::V6_12)?;
@@ -163,6 +154,17 @@ impl Host {
             ),
         }
     }
+}
+
+/// Installs QEMU where it is missing and that can be done.
+pub fn ensure_qemu() -> Result<()> {
+    let packages = [
+        "qemu-system-x86",
+        "qemu-system-common",
+        "seabios",
+        "ipxe-qemu",
+    ];
+    debian::ensure_program("qemu-system-x86_64", &packages, true)
 }
 
 fn share(command: &mut Command, tag: &str, path: &Path, options: &str) {

@@ -9,10 +9,11 @@ use anyhow::Result;
 use super::summary::Counts;
 use super::{Outcome, Run, Session};
 use crate::process;
-use crate::workspace::{self, Package};
+use crate::workspace::{self, Package, Target};
 
 /// In this order: the cheap first, and those that share build products side by side.
 pub const STEPS: &[(&str, Run)] = &[
+    ("tools", tools),
     ("format", format),
     ("clippy", clippy),
     ("tests, debug", tests_debug),
@@ -33,6 +34,16 @@ fn cargo(args: &[&str]) -> Result<Command> {
     let mut cargo = workspace::cargo()?;
     cargo.args(args);
     Ok(cargo)
+}
+
+/// What the tests compare with is there, so that none of them has to be left out.
+fn tools(session: &Session) -> Result<Outcome> {
+    session.progress.note("installing what is missing");
+    match crate::lab::host::ensure_qemu() {
+        Ok(()) => Ok(Outcome::passed()),
+        Err(error) if session.on_ci => Err(error),
+        Err(error) => Ok(Outcome::skipped(&format!("{error:#}"))),
+    }
 }
 
 fn format(session: &Session) -> Result<Outcome> {
@@ -77,31 +88,14 @@ fn tests_release(session: &Session) -> Result<Outcome> {
     session.tests("tests-release", &mut cargo(&args)?)
 }
 
-/// The crates that have loom models, with `--cfg loom`.
+/// The crates' models of what is lock-free: the tests called `loom…`, with `--cfg loom`.
 fn loom(session: &Session) -> Result<Outcome> {
-    let mut counts = Counts::default();
-    let mut notes = Vec::new();
-    for package in
-        packages_where(|package| package.dependencies.iter().any(|one| one.name == "loom"))?
-    {
-        let mut command = cargo(&[
-            "test",
-            "--locked",
-            "--release",
-            "--tests",
-            "-p",
-            &package,
-            "loom",
-        ])?;
-        command.env("RUSTFLAGS", "--cfg loom");
-        let outcome = session.tests(&format!("loom-{package}"), &mut command)?;
-        counts = counts.and(outcome.counts);
-        notes.push(outcome.note);
+    let is_model = |target: &Target| target.name.starts_with("loom");
+    let mut command = cargo(&["test", "--locked", "--release", "--test", "loom*"])?;
+    for package in packages_where(|package| package.targets.iter().any(is_model))? {
+        command.args(["-p", &package]);
     }
-    Ok(Outcome {
-        counts,
-        note: notes.concat(),
-    })
+    session.tests("loom", command.env("RUSTFLAGS", "--cfg loom"))
 }
 
 /// The crates with unsafe code, under AddressSanitizer on the stable toolchain.

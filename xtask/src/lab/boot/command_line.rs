@@ -51,6 +51,9 @@ pub fn command_line(
                 "mmio"
             },
         ]);
+        for report in ["exits.txt", "exits.json", "exits.svg"] {
+            add(&["--report", &text(&results.join(report))]);
+        }
         return Ok(words);
     }
     let machine = if args.vmm == Vmm::Q35 {

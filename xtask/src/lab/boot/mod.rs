@@ -137,6 +137,9 @@ pub fn boot(args: &BootArgs) -> Result<()> {
         "\n{}, {} cpu(s), {:?}, {kernel}: all checks passed",
         args.vmm, args.cpus, args.transport
     );
+    if let Ok(exits) = fs::read_to_string(finished.folder.join("exits.txt")) {
+        println!("\n{exits}");
+    }
     println!("{measured}");
     println!("logs: {}", finished.folder.display());
     Ok(())
