@@ -1,5 +1,6 @@
 //! What each fuzz target runs, as plain functions that stable tests call too.
 
 pub mod block;
+pub mod bus;
 pub mod net;
 pub mod pci;
