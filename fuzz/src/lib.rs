@@ -4,3 +4,4 @@ pub mod block;
 pub mod bus;
 pub mod net;
 pub mod pci;
+pub mod vring;

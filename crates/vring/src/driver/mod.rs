@@ -313,11 +313,9 @@ fn end<T>(
     head: u16,
     written: Option<u32>,
 ) -> Result<(InFlight<T>, u32), DeviceFault> {
-    let slot = in_flight.get_mut(usize::from(head));
-    let chain = slot
-        .and_then(Option::take)
-        .ok_or(DeviceFault::NotInFlight(head.into()))?;
-    let writable = chain.writable;
+    let missing = DeviceFault::NotInFlight(head.into());
+    let slot = in_flight.get_mut(usize::from(head)).ok_or(missing)?;
+    let writable = slot.as_ref().ok_or(missing)?.writable;
     // A chain that was skipped under IN_ORDER was written completely (§2.7.9).
     let written = written.unwrap_or_else(|| u32::try_from(writable).unwrap_or(u32::MAX));
     if u64::from(written) > writable {
@@ -327,5 +325,5 @@ fn end<T>(
             writable,
         });
     }
-    Ok((chain, written))
+    slot.take().map(|chain| (chain, written)).ok_or(missing)
 }

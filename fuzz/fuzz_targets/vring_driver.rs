@@ -1,0 +1,4 @@
+//! See [`fuzz::vring::driver`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::vring::driver(data));
