@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{collections::BTreeMap, rc::Rc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use iommu_emul::{
     mapping::{
@@ -29,10 +29,10 @@ const POLICIES: [Policy; 7] = [
     Policy::Optimistic { quota: 5, age: AGE },
 ];
 
-type TestMapper = Mapper<Rc<Recording>, Rc<Recording>>;
+type TestMapper = Mapper<Arc<Recording>, Arc<Recording>>;
 
-fn mapper(policy: Policy, delay: u64) -> (TestMapper, Rc<Recording>) {
-    let iommu = Rc::new(Recording::new(CostModel::default(), delay));
+fn mapper(policy: Policy, delay: u64) -> (TestMapper, Arc<Recording>) {
+    let iommu = Arc::new(Recording::new(CostModel::default(), delay));
     let iovas = IovaAllocator::new(PAGE_SIZE, 1 << 20);
     (
         Mapper::new(iommu.clone(), iommu.clone(), iovas, policy),
@@ -219,7 +219,7 @@ fn nonsense_is_refused() {
 
 #[test]
 fn stale_mappings_give_way_when_addresses_run_out() {
-    let iommu = Rc::new(Recording::default());
+    let iommu = Arc::new(Recording::default());
     let iovas = IovaAllocator::new(0, 4 * PAGE_SIZE);
     let mut mapper = Mapper::new(iommu.clone(), iommu.clone(), iovas, Policy::Persistent);
     for n in 0..40 {

@@ -41,7 +41,6 @@ fn writable_bits() {
         (offset::IRTA, 0x0000_ffff_ffff_f80f),
         (offset::IQERCD, 0),
         (0xf0, 0),
-        (offset::CCMD, 0),
         (FRCD, 0),
         (FRCD + 8, 0),
         (0x800, 0),
@@ -89,7 +88,12 @@ fn halves_of_a_register_are_written_apart() {
     assert_eq!(guest.read64(offset::RTADDR), 0x12_3456_7000);
     assert_eq!(guest.read32(offset::RTADDR + 4), 0x12);
     // A command runs when the half that holds it is written.
-    guest.write32(offset::CCMD, 0);
+    guest.write32(offset::CCMD, 0x1234_5678);
+    assert_eq!(
+        guest.read32(offset::CCMD),
+        0x5678,
+        "the source is write-only"
+    );
     guest.write32(offset::CCMD + 4, 1 << 31 | 1 << 29);
     assert_eq!(guest.read32(offset::CCMD + 4), 1 << 29 | 1 << 27);
 }

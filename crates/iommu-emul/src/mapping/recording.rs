@@ -1,6 +1,6 @@
 use std::{
-    cell::{Cell, RefCell},
     collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use vm_memory::Permissions;
@@ -43,12 +43,12 @@ pub struct Counts {
 pub struct Recording {
     costs: CostModel,
     delay: u64,
-    counts: Cell<Counts>,
-    state: RefCell<State>,
+    state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    counts: Counts,
     /// By I/O page: the physical page and whether it is in the tables.
     reachable: BTreeMap<u64, (u64, bool)>,
     /// By physical page.
@@ -76,12 +76,16 @@ impl Recording {
 
     /// What was done so far.
     pub fn counts(&self) -> Counts {
-        self.counts.get()
+        self.lock().counts
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The physical address that a device reaches at `iova`, through the tables or the IOTLB.
     pub fn reaches(&self, iova: u64) -> Option<u64> {
-        let state = self.state.borrow();
+        let state = self.lock();
         let (page, _) = state.reachable.get(&(iova / super::PAGE_SIZE))?;
         Some(page * super::PAGE_SIZE + iova % super::PAGE_SIZE)
     }
@@ -89,7 +93,7 @@ impl Recording {
     /// Every physical page that a device reaches, with the number of addresses that it is reached at: what must be pinned.
     pub fn reachable(&self) -> BTreeMap<u64, u64> {
         let mut pages = BTreeMap::new();
-        for (page, _) in self.state.borrow().reachable.values() {
+        for (page, _) in self.lock().reachable.values() {
             *pages.entry(*page).or_default() += 1;
         }
         pages
@@ -97,13 +101,7 @@ impl Recording {
 
     /// Every physical page that is pinned, with the number of pins.
     pub fn pinned(&self) -> BTreeMap<u64, u64> {
-        self.state.borrow().pins.clone()
-    }
-
-    fn count(&self, update: impl FnOnce(&mut Counts)) {
-        let mut counts = self.counts.get();
-        update(&mut counts);
-        self.counts.set(counts);
+        self.lock().pins.clone()
     }
 }
 
@@ -130,11 +128,9 @@ impl PhysicalIommu for Recording {
         physical: u64,
         _access: Permissions,
     ) -> Result<(), BackendError> {
-        self.count(|counts| {
-            counts.maps += 1;
-            counts.cycles += self.costs.map;
-        });
-        let mut state = self.state.borrow_mut();
+        let mut state = self.lock();
+        state.counts.maps += 1;
+        state.counts.cycles += self.costs.map;
         if pages(iova).any(|page| state.reachable.contains_key(&page)) {
             return Err(BackendError::Range(iova));
         }
@@ -146,11 +142,9 @@ impl PhysicalIommu for Recording {
     }
 
     fn unmap(&self, iova: PageRange) -> Result<(), BackendError> {
-        self.count(|counts| {
-            counts.unmaps += 1;
-            counts.cycles += self.costs.unmap;
-        });
-        let mut state = self.state.borrow_mut();
+        let mut state = self.lock();
+        state.counts.unmaps += 1;
+        state.counts.cycles += self.costs.unmap;
         for page in pages(iova) {
             match state.reachable.get_mut(&page) {
                 Some((_, mapped)) if *mapped => *mapped = false,
@@ -161,11 +155,9 @@ impl PhysicalIommu for Recording {
     }
 
     fn invalidate(&self, iova: Option<PageRange>) -> Ticket {
-        self.count(|counts| {
-            counts.invalidations += 1;
-            counts.cycles += self.costs.invalidate;
-        });
-        let mut state = self.state.borrow_mut();
+        let mut state = self.lock();
+        state.counts.invalidations += 1;
+        state.counts.cycles += self.costs.invalidate;
         state.submitted += 1;
         state.polls = 0;
         let ticket = Ticket(state.submitted);
@@ -174,7 +166,7 @@ impl PhysicalIommu for Recording {
     }
 
     fn done(&self, ticket: Ticket) -> bool {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.lock();
         state.polls += 1;
         if state.polls > self.delay {
             state.complete(ticket);
@@ -183,17 +175,16 @@ impl PhysicalIommu for Recording {
     }
 
     fn wait(&self, ticket: Ticket) {
-        self.count(|counts| {
-            counts.waits += 1;
-            counts.cycles += self.costs.wait;
-        });
-        self.state.borrow_mut().complete(ticket);
+        let mut state = self.lock();
+        state.counts.waits += 1;
+        state.counts.cycles += self.costs.wait;
+        state.complete(ticket);
     }
 }
 
 impl Pinner for Recording {
     fn pin(&self, physical: PageRange) -> Result<(), BackendError> {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.lock();
         for page in pages(physical) {
             *state.pins.entry(page).or_default() += 1;
         }
@@ -201,7 +192,7 @@ impl Pinner for Recording {
     }
 
     fn unpin(&self, physical: PageRange) {
-        let mut state = self.state.borrow_mut();
+        let mut state = self.lock();
         for page in pages(physical) {
             if let Some(pins) = state.pins.get_mut(&page) {
                 *pins -= 1;
@@ -214,7 +205,7 @@ impl Pinner for Recording {
 }
 
 /// So that one recording serves a mapper as both.
-impl<T: PhysicalIommu + ?Sized> PhysicalIommu for std::rc::Rc<T> {
+impl<T: PhysicalIommu + ?Sized> PhysicalIommu for Arc<T> {
     fn map(&self, iova: PageRange, physical: u64, access: Permissions) -> Result<(), BackendError> {
         (**self).map(iova, physical, access)
     }
@@ -236,7 +227,7 @@ impl<T: PhysicalIommu + ?Sized> PhysicalIommu for std::rc::Rc<T> {
     }
 }
 
-impl<T: Pinner + ?Sized> Pinner for std::rc::Rc<T> {
+impl<T: Pinner + ?Sized> Pinner for Arc<T> {
     fn pin(&self, physical: PageRange) -> Result<(), BackendError> {
         (**self).pin(physical)
     }

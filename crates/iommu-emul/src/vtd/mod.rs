@@ -7,12 +7,12 @@ mod event;
 mod fault_log;
 mod interrupt;
 mod invalidation;
-mod memory;
+pub(crate) mod memory;
 mod queue;
 mod registers;
 mod state;
 mod unit;
-mod walk;
+pub(crate) mod walk;
 
 pub use capability::{Capabilities, CapabilityError, Config};
 pub use dma::{DmaGuard, DmaMemory, DmaSlices, DmaView};

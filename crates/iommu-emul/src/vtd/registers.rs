@@ -225,6 +225,25 @@ impl<M: PhysicalMemory> Unit<M> {
         }
     }
 
+    /// The registers of the first 256 bytes, where all are that have a fixed place.
+    pub(crate) fn read_page(&self) -> [u64; 32] {
+        let registers = self.lock_registers();
+        let mut words = [0; 32];
+        for (word, at) in words.iter_mut().zip((0..).step_by(8)) {
+            *word = self.read64(&registers, at);
+        }
+        words
+    }
+
+    /// Carries out writes of 32 bits.
+    pub(crate) fn write_all(&self, writes: &[(u16, u32)]) {
+        let mut registers = self.lock_registers();
+        for &(at, value) in writes {
+            self.write32(&mut registers, at, value);
+        }
+        self.unlock_registers(registers);
+    }
+
     /// Writes the aligned 32 bits at `offset`. Commands in a 64-bit register run when the half that holds them is written.
     fn write32(&self, registers: &mut Registers, at: u16, value: u32) {
         let high = !at.is_multiple_of(8);

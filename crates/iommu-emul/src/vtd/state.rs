@@ -183,5 +183,6 @@ impl<M: PhysicalMemory> Unit<M> {
         *lock(&self.interrupts) = InterruptTable::default();
         self.invalidate(&super::Invalidation::All);
         self.routes.resolve(None);
+        self.unlock_registers(registers);
     }
 }

@@ -17,7 +17,7 @@ use super::{
     drain::Waiter,
     interrupt::{InterruptTable, Routes},
     registers::Registers,
-    walk::{Leaf, RootTable},
+    walk::{Context, Leaf, RootTable},
 };
 use crate::spec::{fault::FaultRecord, register::Global};
 
@@ -38,6 +38,8 @@ pub struct Unit<M: PhysicalMemory> {
     pub(super) routes: Routes,
     sources: Mutex<Vec<Weak<Source>>>,
     observers: Mutex<Vec<Weak<dyn InvalidationObserver>>>,
+    /// Counts the times that registers may have changed.
+    version: AtomicU64,
     /// An invalidation waits for guards: whoever drops the last of a generation looks after it.
     draining: AtomicBool,
 }
@@ -77,6 +79,7 @@ impl<M: PhysicalMemory> Unit<M> {
             routes: Routes::default(),
             sources: Mutex::default(),
             observers: Mutex::default(),
+            version: AtomicU64::new(0),
             draining: AtomicBool::new(false),
         })
     }
@@ -164,6 +167,7 @@ impl<M: PhysicalMemory> Unit<M> {
     /// Unlocks, then sends what accumulated: the sink may well come back.
     pub(super) fn unlock_registers(&self, mut registers: MutexGuard<'_, Registers>) {
         let outbox = std::mem::take(&mut registers.outbox);
+        self.version.fetch_add(1, Ordering::Release);
         drop(registers);
         for message in outbox {
             self.send(message);
@@ -173,6 +177,22 @@ impl<M: PhysicalMemory> Unit<M> {
     /// Hands a message to the interrupt controller. An event that it refuses is lost, as on hardware.
     pub(super) fn send(&self, message: MsiMessage) {
         let _lost = self.sink.send(message);
+    }
+
+    /// A number that changes whenever a register may have.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// What a device in `requester`'s place goes through, and nothing is reported: its context, or `None` if it is blocked. The
+    /// outer `None` is translation that is off.
+    pub(crate) fn context(&self, requester: RequesterId) -> Option<Option<Context>> {
+        let memory = self.memory.memory();
+        let root = self.root_table()?;
+        Some(
+            root.context(&*memory, &self.capabilities, requester.0, None)
+                .ok(),
+        )
     }
 
     pub(super) fn sink(&self) -> &Arc<dyn MsiSink> {

@@ -159,6 +159,20 @@ pub(crate) fn bypass(address: u64) -> Option<Leaf> {
     Some(leaf)
 }
 
+/// Calls `visit` with each page that the second-stage `table` maps and that overlaps `first..=last`: its first address and the
+/// page. Entries that fault are skipped, as a walk to them would be blocked. A guest can make its tables say that there are 2^36
+/// pages: each entry that is looked at costs one of `budget`, and the walk ends without success when that is spent.
+pub(crate) fn second_stage_pages<M: GuestMemory + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    table: Table,
+    (first, last): (u64, u64),
+    budget: &mut u64,
+    visit: &mut impl FnMut(u64, Leaf),
+) -> Option<()> {
+    second_stage::pages(memory, capabilities, table, (first, last), budget, visit)
+}
+
 /// Whether a second-stage entry is present: readable or writable.
 fn present(entry: SecondStageEntry) -> bool {
     entry.read() || entry.write()

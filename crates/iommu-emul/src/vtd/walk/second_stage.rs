@@ -119,3 +119,69 @@ pub(super) fn walk<M: GuestMemory + ?Sized>(
     }
     Ok(leaf)
 }
+
+/// Visits the pages that overlap a range; see [`super::second_stage_pages`].
+pub(super) fn pages<M: GuestMemory + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    table: Table,
+    (first, last): (u64, u64),
+    budget: &mut u64,
+    visit: &mut impl FnMut(u64, Leaf),
+) -> Option<()> {
+    let last = last.min((1 << address_bits(table.levels)) - 1);
+    if first > last {
+        return Some(());
+    }
+    let root = Leaf {
+        output: table.root,
+        shift: page_shift(table.levels) + 9,
+        read: true,
+        write: true,
+    };
+    pages_below(
+        memory,
+        capabilities,
+        root,
+        table.levels,
+        (first, last),
+        budget,
+        visit,
+    )
+}
+
+/// Visits the pages below the table that `above` leads to.
+fn pages_below<M: GuestMemory + ?Sized>(
+    memory: &M,
+    capabilities: &Capabilities,
+    above: Leaf,
+    level: u8,
+    (first, last): (u64, u64),
+    budget: &mut u64,
+    visit: &mut impl FnMut(u64, Leaf),
+) -> Option<()> {
+    let shift = page_shift(level);
+    let mut address = first & !((1 << shift) - 1);
+    loop {
+        *budget = budget.checked_sub(1)?;
+        let end = address | ((1 << shift) - 1);
+        if let Ok((entry, page)) = entry(memory, capabilities, above.output, level, address) {
+            let leaf = Leaf {
+                output: entry.address(),
+                shift,
+                read: above.read && entry.read(),
+                write: above.write && entry.write(),
+            };
+            if page && (leaf.read || leaf.write) {
+                visit(address, leaf);
+            } else if leaf.read || leaf.write {
+                let range = (first.max(address), last.min(end));
+                pages_below(memory, capabilities, leaf, level - 1, range, budget, visit)?;
+            }
+        }
+        if end >= last {
+            return Some(());
+        }
+        address = end + 1;
+    }
+}
