@@ -1,5 +1,5 @@
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -107,7 +107,8 @@ struct Watch {
     stop: Arc<StopSwitch>,
     serial: Arc<SerialPort>,
     signals: Vec<(i32, UnixStream)>,
-    escape: Escape,
+    /// What is typed at a terminal may be a command; a pipe's bytes are all for the guest.
+    escape: Option<Escape>,
 }
 
 /// Tags of the descriptors; signals are tagged with their number.
@@ -142,7 +143,7 @@ impl Watch {
             stop,
             serial,
             signals,
-            escape: Escape::default(),
+            escape: io::stdin().is_terminal().then(Escape::default),
         })
     }
 
@@ -176,8 +177,13 @@ impl Watch {
 
     fn input(&mut self) -> io::Result<()> {
         let mut buffer = [0; 256];
-        let mut stdin = io::stdin();
-        let count = stdin.read(&mut buffer)?;
+        // Not through the standard library's buffer: what that holds back, epoll does not see.
+        let stdin = rustix::stdio::stdin();
+        let count = match rustix::io::read(stdin, &mut buffer) {
+            Ok(count) => count,
+            Err(rustix::io::Errno::INTR) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         if count == 0 {
             // The end of the input is not the end of the machine.
             return self.epoll.ctl(
@@ -186,11 +192,16 @@ impl Watch {
                 EpollEvent::default(),
             );
         }
+        let bytes = buffer.get(..count).unwrap_or_default();
         let mut typed = Vec::new();
-        if self
-            .escape
-            .filter(buffer.get(..count).unwrap_or_default(), &mut typed)
-        {
+        let quit = match &mut self.escape {
+            Some(escape) => escape.filter(bytes, &mut typed),
+            None => {
+                typed.extend(bytes);
+                false
+            }
+        };
+        if quit {
             self.stop.throw(Stop::User);
         }
         // Beyond what the port keeps, typing is lost, as on a real line.

@@ -103,7 +103,6 @@ impl From<RootError> for MachineError {
 
 /// A machine that was made and not started.
 pub struct Machine {
-    vm: Vm,
     buses: [Bus; 2],
     serial: Arc<SerialPort>,
     stop: Arc<StopSwitch>,
@@ -166,7 +165,6 @@ impl Machine {
             });
         }
         Ok(Self {
-            vm,
             buses: [board.pio, board.mmio],
             serial: board.serial,
             stop: board.stop,
@@ -189,7 +187,6 @@ impl Machine {
     /// Enters the guest on all vCPUs.
     pub fn start(self) -> Result<Running, MachineError> {
         let mut running = Running {
-            vm: self.vm,
             buses: self.buses,
             stop: self.stop,
             threads: Vec::new(),
@@ -212,7 +209,6 @@ impl Machine {
 
 /// A machine whose guest runs.
 pub struct Running {
-    vm: Vm,
     buses: [Bus; 2],
     stop: Arc<StopSwitch>,
     threads: Vec<VcpuThread>,
@@ -225,8 +221,6 @@ pub struct Running {
 pub struct Stopped {
     /// Why.
     pub reason: Stop,
-    /// The VM.
-    pub vm: Vm,
     /// The vCPUs, but for those whose thread panicked.
     pub vcpus: Vec<Finished>,
     /// What was accessed: ports, then memory.
@@ -255,7 +249,6 @@ impl Running {
             flushed,
             buses: self.buses.map(|bus| bus.report()),
             reason: self.stop.reason().cloned().unwrap_or(Stop::User),
-            vm: self.vm,
             vcpus,
         }
     }

@@ -60,6 +60,18 @@ pub struct Finished {
 
 extern "C" fn ignore(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
+/// A vCPU whose thread panics stops the machine, or nobody would.
+struct StopOnPanic(Arc<StopSwitch>);
+
+impl Drop for StopOnPanic {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0
+                .throw(Stop::Host("a vCPU\'s thread panicked".to_owned()));
+        }
+    }
+}
+
 impl VcpuThread {
     /// Starts a thread that runs a vCPU until the machine stops.
     pub fn spawn(runner: Runner) -> io::Result<Self> {
@@ -67,7 +79,10 @@ impl VcpuThread {
         register_signal_handler(SIGRTMIN(), ignore).map_err(io::Error::from)?;
         let handle = thread::Builder::new()
             .name(format!("vcpu{}", runner.index))
-            .spawn(move || runner.run())?;
+            .spawn(move || {
+                let _guard = StopOnPanic(runner.stop.clone());
+                runner.run()
+            })?;
         Ok(Self { handle })
     }
 
