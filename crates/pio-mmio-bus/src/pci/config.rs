@@ -91,7 +91,7 @@ impl ConfigSpace {
         let ConfigSpaceState { registers: saved } = state;
         let mut registers = self.lock();
         registers.restore(saved)?;
-        self.apply(&mut registers, &(0..CONFIG_SPACE_SIZE));
+        self.apply(&registers, &(0..CONFIG_SPACE_SIZE));
         Ok(())
     }
 
@@ -102,7 +102,7 @@ impl ConfigSpace {
     }
 
     /// Lets changed registers take effect.
-    fn apply(&self, registers: &mut Registers, range: &Range<usize>) {
+    fn apply(&self, registers: &Registers, range: &Range<usize>) {
         let command = Command::from_bits_truncate(registers.u16(COMMAND));
         let commanded = within(range, &(COMMAND..COMMAND + 2)).is_some();
         if let Some(pin) = self.interrupt.as_ref().filter(|_| commanded) {
@@ -167,7 +167,7 @@ impl PciFunction for ConfigSpace {
             self.reset_registers(&mut registers);
         } else {
             registers.write(start, data);
-            self.apply(&mut registers, &(start..start.saturating_add(data.len())));
+            self.apply(&registers, &(start..start.saturating_add(data.len())));
         }
     }
 
