@@ -399,6 +399,21 @@ fn a_reset_ends_what_is_in_flight() {
     }
 }
 
+#[test]
+fn a_device_that_is_dropped_while_it_runs_lets_go_of_memory() {
+    for io_uring in [false, true] {
+        let options = BlockOptions {
+            io_uring,
+            ..BlockOptions::default()
+        };
+        let mut rig = Rig::with(file_disk(&contents()), options, 1 << 9);
+        rig.check_alive();
+        let memory = Arc::clone(&rig.driver.memory);
+        drop(rig);
+        assert_eq!(Arc::strong_count(&memory), 1, "io_uring: {io_uring}");
+    }
+}
+
 /// THREATS: DMA re-entrancy (CVE-2024-3446). The device's view of memory has RAM only, so its own registers are not memory to it.
 #[test]
 fn dma_to_the_devices_own_registers_is_no_access() {
