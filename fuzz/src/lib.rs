@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod bus;
+pub mod iommu;
 pub mod net;
 pub mod pci;
 pub mod vring;
