@@ -129,6 +129,7 @@ pub(crate) struct Builder<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> {
     regions: &'c Regions<A>,
     /// A writable descriptor was seen, if an empty one.
     writable: bool,
+    bytes: u64,
     descriptors: usize,
     max_descriptors: usize,
 }
@@ -139,6 +140,7 @@ impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
             chain,
             regions,
             writable: false,
+            bytes: 0,
             descriptors: 0,
             max_descriptors: usize::from(queue_size),
         }
@@ -153,26 +155,21 @@ impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
     }
 
     /// Appends a buffer.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn add(&mut self, addr: u64, len: u32, writable: bool) -> Result<(), Rule> {
         self.descriptors += 1;
         if self.descriptors > self.max_descriptors {
             return Err(Rule::TooLong);
         }
-        let segments = &mut self.chain.0;
-        let about = segments.about_mut();
-        if writable {
-            self.writable = true;
-            about.writable_len += u64::from(len);
-        } else if self.writable {
+        if self.writable && !writable {
             return Err(Rule::Order);
-        } else {
-            about.readable_len += u64::from(len);
         }
-        let bytes = about.readable_len + about.writable_len;
-        if bytes > MAX_CHAIN_BYTES {
-            return Err(Rule::Bytes(bytes));
+        self.writable |= writable;
+        self.bytes += u64::from(len);
+        if self.bytes > MAX_CHAIN_BYTES {
+            return Err(Rule::Bytes(self.bytes));
         }
+        let segments = &mut self.chain.0;
         // What is found is one piece, and there are no more descriptors than pieces allowed.
         if len != 0 && !segments.find(self.regions, addr, len) {
             let access = if writable {
@@ -182,8 +179,13 @@ impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
             };
             segments.translate(addr, len, access, self.max_descriptors.max(MAX_PIECES))?;
         }
-        if !writable {
-            segments.about_mut().readable = segments.len();
+        let count = segments.len();
+        let about = segments.about_mut();
+        if writable {
+            about.writable_len += u64::from(len);
+        } else {
+            about.readable = count;
+            about.readable_len += u64::from(len);
         }
         Ok(())
     }

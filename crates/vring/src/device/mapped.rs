@@ -88,11 +88,10 @@ impl<A: GuestAddressSpace, F: Format<A>> Mapped<A, F> {
         let Some(ring) = &self.ring else {
             return Err(Error::Broken);
         };
-        let result = f(&mut self.format, ring);
-        if let Err(error) = &result {
-            self.failed(error);
+        match f(&mut self.format, ring) {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.failed(error)),
         }
-        result
     }
 
     #[cold]
@@ -106,10 +105,12 @@ impl<A: GuestAddressSpace, F: Format<A>> Mapped<A, F> {
     }
 
     #[cold]
-    fn failed(&mut self, error: &Error) {
+    #[inline(never)]
+    fn failed(&mut self, error: Error) -> Error {
         if error.breaks() {
             self.broken = true;
             self.ring = None;
         }
+        error
     }
 }
