@@ -6,76 +6,79 @@
 //! cost one step more, and no layout more than sixteen.
 
 /// The tree.
-pub struct Index {
-    root: Node,
-    nodes: Vec<Node>,
+pub struct Index<T> {
+    root: Node<T>,
+    nodes: Vec<Node<T>>,
+}
+
+/// A range of addresses, both ends inclusive, and what is there.
+pub struct Range<T> {
+    pub first: u64,
+    pub last: u64,
+    pub value: T,
 }
 
 /// A span of addresses and how it is divided.
-#[derive(Default)]
-struct Node {
+struct Node<T> {
     /// First address.
     base: u64,
     /// Logarithm of the size of a bucket.
     shift: u32,
-    buckets: Box<[Bucket]>,
+    buckets: Box<[Bucket<T>]>,
 }
 
-/// What there is in a part of the addresses. Numbers are 32 bits wide to keep the tree in the cache.
-#[derive(Clone, Copy)]
-enum Bucket {
+/// What there is in a part of the addresses.
+enum Bucket<T> {
     Empty,
-    /// This range and no other.
-    Range(u32),
-    /// Several: look in this node.
-    Node(u32),
+    /// This and no other. In place, and not a reference: a look-up waits for each load that leads to the next.
+    One(T),
+    /// Several ranges: look in the node of this number.
+    Several(usize),
 }
 
 /// The least number of buckets a node is made for: four address bits a step.
 const FEWEST: u64 = 16;
 
-impl Index {
-    /// Indexes ranges (first and last address) that are ascending and do not overlap.
-    pub fn build(ranges: &[(u64, u64)]) -> Self {
+impl<T: Clone> Index<T> {
+    /// Indexes ranges that are ascending and do not overlap.
+    pub fn build(ranges: &[Range<T>]) -> Self {
         let mut index = Self {
-            root: Node::default(),
+            root: Node {
+                base: 0,
+                shift: 0,
+                buckets: Box::default(),
+            },
             nodes: Vec::new(),
         };
-        if let (Some((first, _)), Some((_, last))) = (ranges.first(), ranges.last()) {
-            index.root = index.divide(ranges, 0, *first, *last);
+        if let (Some(low), Some(high)) = (ranges.first(), ranges.last()) {
+            index.root = index.divide(ranges, low.first, high.last);
         }
         index
     }
 
-    /// The number of the only range that can hold `address`. Whether it does, the caller has to see.
+    /// What is in the only range that can hold `address`. Whether it does, the caller has to see.
     #[inline]
-    pub fn find(&self, address: u64) -> Option<usize> {
+    pub fn find(&self, address: u64) -> Option<&T> {
         match self.root.bucket(address)? {
             Bucket::Empty => None,
-            Bucket::Range(number) => Some(number as usize),
-            Bucket::Node(number) => self.descend(number, address),
+            Bucket::One(value) => Some(value),
+            Bucket::Several(number) => self.descend(*number, address),
         }
     }
 
     /// Goes on from another node than the root.
-    fn descend(&self, mut number: u32, address: u64) -> Option<usize> {
+    fn descend(&self, mut number: usize, address: u64) -> Option<&T> {
         loop {
-            match self.nodes.get(number as usize)?.bucket(address)? {
+            match self.nodes.get(number)?.bucket(address)? {
                 Bucket::Empty => return None,
-                Bucket::Range(number) => return Some(number as usize),
-                Bucket::Node(next) => number = next,
+                Bucket::One(value) => return Some(value),
+                Bucket::Several(next) => number = *next,
             }
         }
     }
 
-    /// Divides `first..=last`. `ranges` are those that have addresses there, and `number` is that of the first of them.
-    fn divide(
-        &mut self,
-        mut ranges: &[(u64, u64)],
-        mut number: usize,
-        first: u64,
-        last: u64,
-    ) -> Node {
+    /// Divides `first..=last`. `ranges` are those that have addresses there.
+    fn divide(&mut self, mut ranges: &[Range<T>], first: u64, last: u64) -> Node<T> {
         let wanted = (ranges.len() as u64)
             .saturating_mul(2)
             .max(FEWEST)
@@ -86,17 +89,15 @@ impl Index {
         for bucket in 0..=span >> shift {
             let begin = first + (bucket << shift);
             let end = begin.saturating_add((1 << shift) - 1).min(last);
-            let before = ranges.partition_point(|(_, last)| *last < begin);
-            number += before;
+            let before = ranges.partition_point(|range| range.last < begin);
             ranges = ranges.get(before..).unwrap_or_default();
-            let here = ranges.partition_point(|(first, _)| *first <= end);
+            let here = ranges.partition_point(|range| range.first <= end);
             buckets.push(match ranges.get(..here) {
-                Some([_]) => u32::try_from(number).map_or(Bucket::Empty, Bucket::Range),
-                Some(several @ [(low, _), .., (_, high)]) => {
-                    let node = self.divide(several, number, begin.max(*low), end.min(*high));
-                    let number = u32::try_from(self.nodes.len());
+                Some([one]) => Bucket::One(one.value.clone()),
+                Some(several @ [low, .., high]) => {
+                    let node = self.divide(several, begin.max(low.first), end.min(high.last));
                     self.nodes.push(node);
-                    number.map_or(Bucket::Empty, Bucket::Node)
+                    Bucket::Several(self.nodes.len() - 1)
                 }
                 _ => Bucket::Empty,
             });
@@ -109,12 +110,12 @@ impl Index {
     }
 }
 
-impl Node {
+impl<T> Node<T> {
     #[inline]
-    fn bucket(&self, address: u64) -> Option<Bucket> {
+    fn bucket(&self, address: u64) -> Option<&Bucket<T>> {
         // An address before ours wraps to a bucket that does not exist, or to one whose range does not hold it.
         let bucket = address.wrapping_sub(self.base) >> self.shift;
-        self.buckets.get(usize::try_from(bucket).ok()?).copied()
+        self.buckets.get(usize::try_from(bucket).ok()?)
     }
 }
 
@@ -122,12 +123,17 @@ impl Node {
 mod tests {
     use proptest::prelude::*;
 
-    use super::Index;
+    use super::{Index, Range};
 
-    fn found(ranges: &[(u64, u64)], index: &Index, address: u64) -> Option<usize> {
-        index
-            .find(address)
-            .filter(|&number| (ranges[number].0..=ranges[number].1).contains(&address))
+    fn build(ranges: &[(u64, u64)]) -> Index<usize> {
+        let ranges = ranges.iter().enumerate();
+        let ranges = ranges.map(|(value, &(first, last))| Range { first, last, value });
+        Index::build(&ranges.collect::<Vec<_>>())
+    }
+
+    fn found(ranges: &[(u64, u64)], index: &Index<usize>, address: u64) -> Option<usize> {
+        let holds = |number: &usize| (ranges[*number].0..=ranges[*number].1).contains(&address);
+        index.find(address).copied().filter(holds)
     }
 
     fn holds(ranges: &[(u64, u64)], address: u64) -> Option<usize> {
@@ -158,7 +164,7 @@ mod tests {
     proptest! {
         #[test]
         fn finds_what_a_scan_finds(ranges in ranges(), more in prop::collection::vec(any::<u64>(), 20)) {
-            let index = Index::build(&ranges);
+            let index = build(&ranges);
             let ends = ranges.iter().flat_map(|(first, last)| {
                 [first.wrapping_sub(1), *first, first + (last - first) / 2, *last, last.wrapping_add(1)]
             });
@@ -177,7 +183,7 @@ mod tests {
             vec![(0, u64::MAX - 1), (u64::MAX, u64::MAX)],
             (0..300).map(|port| (port, port)).collect(),
         ] {
-            let index = Index::build(&ranges);
+            let index = build(&ranges);
             for address in [0, 1, 299, 300, 1 << 63, u64::MAX - 1, u64::MAX] {
                 assert_eq!(found(&ranges, &index, address), holds(&ranges, address));
             }
@@ -195,7 +201,7 @@ mod tests {
                 ]
             })
             .collect();
-        let index = Index::build(&ranges);
+        let index = build(&ranges);
         let buckets: usize = index.nodes.iter().map(|node| node.buckets.len()).sum();
         assert!(buckets < ranges.len() * 16 * 17, "{buckets}");
     }

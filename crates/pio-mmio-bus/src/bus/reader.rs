@@ -4,7 +4,7 @@ use std::time::Instant;
 use super::account::{Meter, Meters};
 use super::reclaim::Reader;
 use super::region::{Request, fill};
-use super::table::Table;
+use super::table::{Segment, Table};
 use super::{AccessError, Suspension};
 
 /// How an access ended.
@@ -63,7 +63,7 @@ impl BusReader {
             return Outcome::Unclaimed;
         };
         let Some((device, offset)) = segment.direct(address, data.len()) else {
-            return indirect(&table, address, Request::Read(data), &self.meter);
+            return indirect(&table, segment, address, Request::Read(data), &self.meter);
         };
         match device.read(offset, data) {
             Ok(()) => Outcome::Done,
@@ -80,7 +80,7 @@ impl BusReader {
             return Outcome::Unclaimed;
         };
         let Some((device, offset)) = segment.direct(address, data.len()) else {
-            return indirect(&table, address, Request::Write(data), &self.meter);
+            return indirect(&table, segment, address, Request::Write(data), &self.meter);
         };
         match device.write(offset, data) {
             Ok(()) => Outcome::Done,
@@ -127,10 +127,14 @@ fn failed(error: AccessError, mut request: Request<'_>, meter: &Meter) -> Outcom
 
 /// An access that may meet hooks or doorbells, that cannot be made, or that is timed.
 #[inline(never)]
-fn indirect(table: &Table, address: u64, mut request: Request<'_>, meter: &Meter) -> Outcome {
-    let Some((region, offset)) = table.region(address) else {
-        return Outcome::Unclaimed;
-    };
+fn indirect(
+    table: &Table,
+    segment: &Segment,
+    address: u64,
+    mut request: Request<'_>,
+    meter: &Meter,
+) -> Outcome {
+    let (region, offset) = segment.region(address);
     let begun = table.accounting.then(Instant::now);
     let outcome = region.access(offset, &mut request);
     if matches!(outcome, Outcome::Failed(_)) {

@@ -48,10 +48,6 @@ pub struct Place {
 }
 
 impl Place {
-    pub fn holds(self, address: u64) -> bool {
-        (self.first..=self.last).contains(&address)
-    }
-
     pub fn overlaps(self, other: Self) -> bool {
         self.first <= other.last && other.first <= self.last
     }

@@ -1,21 +1,19 @@
 use std::sync::Arc;
 
 use super::BusDevice;
-use super::index::Index;
+use super::index::{Index, Range};
 use super::region::Region;
 
 /// What readers look up: the regions that are placed, by address. Immutable.
 pub struct Table {
-    index: Index,
-    /// By address.
-    segments: Box<[Segment]>,
-    /// Of each segment. Apart, so that the segments that are in use stay in the cache.
-    regions: Box<[Arc<Region>]>,
+    index: Index<Segment>,
     /// Whether accesses are timed. Then each goes the long way.
     pub accounting: bool,
 }
 
-/// A part of a region whose addresses are treated alike.
+/// A part of a region whose addresses are treated alike. A cache line.
+#[derive(Clone)]
+#[repr(align(64))]
 pub struct Segment {
     first: u64,
     /// Inclusive.
@@ -25,6 +23,7 @@ pub struct Segment {
     /// Whether an access in this segment goes to the device and nowhere else.
     plain: bool,
     device: Arc<dyn BusDevice>,
+    region: Arc<Region>,
 }
 
 impl Table {
@@ -34,16 +33,9 @@ impl Table {
         for region in regions {
             split(region, accounting, &mut segments);
         }
-        segments.sort_unstable_by_key(|(segment, _)| segment.first);
-        let (segments, regions): (Vec<Segment>, Vec<_>) = segments.into_iter().unzip();
-        let ranges: Vec<_> = segments
-            .iter()
-            .map(|segment| (segment.first, segment.last))
-            .collect();
+        segments.sort_unstable_by_key(|segment| segment.first);
         Self {
-            index: Index::build(&ranges),
-            segments: segments.into(),
-            regions: regions.into(),
+            index: Index::build(&segments),
             accounting,
         }
     }
@@ -51,15 +43,8 @@ impl Table {
     /// The segment that holds `address`.
     #[inline]
     pub fn find(&self, address: u64) -> Option<&Segment> {
-        let segment = self.segments.get(self.index.find(address)?)?;
+        let segment = self.index.find(address)?;
         (segment.first <= address && address <= segment.last).then_some(segment)
-    }
-
-    /// The region that holds `address`, and the offset in it.
-    pub fn region(&self, address: u64) -> Option<(&Region, u64)> {
-        let region = self.regions.get(self.index.find(address)?)?;
-        let place = region.place.filter(|place| place.holds(address))?;
-        Some((region, address.wrapping_sub(place.first)))
     }
 }
 
@@ -72,22 +57,28 @@ impl Segment {
         let direct = self.plain && matches!(width, 1 | 2 | 4 | 8) && width as u64 - 1 <= room;
         direct.then(|| (&*self.device, address.wrapping_sub(self.base)))
     }
+
+    /// The region, and the offset of `address` in it.
+    pub fn region(&self, address: u64) -> (&Region, u64) {
+        (&self.region, address.wrapping_sub(self.base))
+    }
 }
 
 /// Cuts a region where hooks and doorbells begin and end, so that accesses beside them cost nothing extra.
-fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<(Segment, Arc<Region>)>) {
+fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<Range<Segment>>) {
     let Some(place) = region.place else {
         return;
     };
     let mut push = |first: u64, last: u64, plain: bool| {
-        let segment = Segment {
+        let value = Segment {
             first,
             last,
             base: place.first,
             plain,
             device: Arc::clone(&region.device),
+            region: Arc::clone(region),
         };
-        segments.push((segment, Arc::clone(region)));
+        segments.push(Range { first, last, value });
     };
     if accounting {
         push(place.first, place.last, false);
