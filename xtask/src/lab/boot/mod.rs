@@ -24,7 +24,7 @@ pub use measured::Measured;
 
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
 const HOST_SCRIPT: &str = include_str!("../../../lab/boot-host.sh");
-const GUEST_MODULES: [&str; 7] = [
+const GUEST_MODULES: [&str; 8] = [
     "crc32c_generic",
     "ext4",
     "virtio_pci",
@@ -32,6 +32,7 @@ const GUEST_MODULES: [&str; 7] = [
     "virtio_blk",
     "virtio_net",
     "virtio_rng",
+    "virtio_console",
 ];
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 const TAP: &str = "lab0";
