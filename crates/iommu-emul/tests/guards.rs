@@ -44,7 +44,7 @@ fn no_access_through_a_mapping_after_its_invalidation_completed() {
                 }
             })
         });
-        for round in 1..200 {
+        for round in 1..100 {
             let before = reads.load(Ordering::Relaxed);
             guest
                 .memory

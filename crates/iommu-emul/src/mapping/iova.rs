@@ -26,6 +26,7 @@ pub struct IovaExhausted {
 }
 
 /// The class of a size, or the number of classes if there is none.
+#[inline]
 fn class(pages: u64) -> usize {
     usize::try_from(
         pages
@@ -47,6 +48,7 @@ impl IovaAllocator {
     }
 
     /// Allocates `pages` pages and returns the address of the first, aligned to the size rounded up to a power of two.
+    #[inline]
     pub fn allocate(&mut self, pages: u64) -> Result<u64, IovaExhausted> {
         let exhausted = IovaExhausted { pages };
         let class = class(pages);
@@ -62,14 +64,17 @@ impl IovaAllocator {
     }
 
     /// Frees what [`Self::allocate`] returned for the same number of pages.
+    #[inline]
     pub fn free(&mut self, address: u64, pages: u64) {
         self.push(class(pages), address / PAGE_SIZE);
     }
 
+    #[inline]
     fn pop(&mut self, class: usize) -> Option<u64> {
         self.free.get_mut(class)?.pop()
     }
 
+    #[inline]
     fn push(&mut self, class: usize, page: u64) {
         if let Some(stack) = self.free.get_mut(class) {
             stack.push(page);

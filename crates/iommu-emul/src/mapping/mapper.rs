@@ -1,6 +1,6 @@
 use std::{
     collections::{HashMap, VecDeque},
-    hash::{BuildHasherDefault, Hasher},
+    hash::{BuildHasherDefault, Hash, Hasher},
     time::Duration,
 };
 
@@ -60,11 +60,18 @@ pub struct Mapper<P, N> {
     now: Duration,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Key {
     physical: PageRange,
     writable: bool,
     readable: bool,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        // The rest seldom differs for one address.
+        state.write_u64(self.physical.address);
+    }
 }
 
 #[derive(Debug)]
@@ -448,6 +455,7 @@ impl<P: PhysicalIommu, N: Pinner> Mapper<P, N> {
 struct PageHasher(u64);
 
 impl Hasher for PageHasher {
+    #[inline]
     fn finish(&self) -> u64 {
         self.0 ^ (self.0 >> 32)
     }
@@ -458,10 +466,7 @@ impl Hasher for PageHasher {
         }
     }
 
-    fn write_u8(&mut self, value: u8) {
-        self.write_u64(value.into());
-    }
-
+    #[inline]
     fn write_u64(&mut self, value: u64) {
         self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }

@@ -39,6 +39,7 @@ impl Slot {
         }
     }
 
+    #[inline]
     fn get(&self, tag: u64) -> Option<Leaf> {
         let before = self.sequence.load(Ordering::Acquire);
         if self.tag.load(Ordering::Relaxed) != tag {
@@ -85,6 +86,7 @@ fn pack(leaf: Leaf) -> u64 {
     leaf.output | u64::from(leaf.shift) << 2 | read | write
 }
 
+#[inline]
 fn unpack(page: u64) -> Leaf {
     let [low, ..] = page.to_le_bytes();
     Leaf {
@@ -95,6 +97,7 @@ fn unpack(page: u64) -> Leaf {
     }
 }
 
+#[inline]
 fn slot(slots: &[Slot], tag: u64) -> Option<&Slot> {
     let [a, b, ..] = tag.to_le_bytes();
     slots.get(usize::from(u16::from_le_bytes([a, b])) & (slots.len() - 1))

@@ -48,6 +48,7 @@ impl Leaf {
         }
     }
 
+    #[inline]
     pub fn allows(self, access: Access) -> bool {
         match access {
             Access::Read => self.read,
