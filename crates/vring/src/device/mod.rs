@@ -171,7 +171,8 @@ impl<A: GuestAddressSpace> Queue<A> {
         each!(&mut self.ring, mapped => mapped.unmap());
     }
 
-    /// The state from which a queue can be started again, here or elsewhere. Chains that were staged count as published.
+    /// The state from which a queue can be started again, here or elsewhere. What was staged must have been published: the queue
+    /// that is started from the state takes it for seen by the driver.
     pub fn save(&self) -> QueueState {
         match &self.ring {
             Ring::Split(mapped) => QueueState::Split(mapped.save()),
