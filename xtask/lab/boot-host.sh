@@ -20,10 +20,10 @@ check() { # check WHAT COMMAND…
     fi
 }
 clean_up() {
-    # shellcheck disable=SC2046 # one word a process
-    kill $(jobs -p) 2>/dev/null
+    kill "$httpd" "$nc" 2>/dev/null
     "$BUSYBOX" tunctl -d "$TAP" >/dev/null
 }
+httpd='' nc=''
 trap clean_up EXIT
 
 mkdir -p "$WORK/root" "$WORK/www"
@@ -37,8 +37,10 @@ check "make the disk" mkfs.ext4 -q -F -d "$WORK/root" "$DISK"
 check "make the tap" "$BUSYBOX" ip link set "$TAP" up
 head -c 4194304 /dev/urandom >"$WORK/www/blob"
 "$BUSYBOX" httpd -f -p 192.168.77.1:8080 -h "$WORK/www" &
+httpd=$!
 mkfifo "$WORK/silent" # nc answers the end of its input with the end of the connection
 "$BUSYBOX" nc -l -p 9000 <>"$WORK/silent" >"$WORK/uploaded" &
+nc=$!
 
 # KVM's own counts, of exits to user space by reason and of MMIO writes (kicks among them) outside
 # the APIC's page. Setting a trigger anew starts at 0.
