@@ -174,46 +174,38 @@ fn documentation(session: &Session) -> Result<Outcome> {
 }
 
 fn book(session: &Session) -> Result<Outcome> {
-    if !process::exists("mdbook") {
-        return Ok(Outcome::skipped(
-            "mdbook is not installed (cargo install mdbook)",
-        ));
-    }
     let out = workspace::target()?.join("book");
-    let mut command = Command::new("mdbook");
-    command
-        .args(["build", "docs", "--dest-dir"])
-        .arg(out)
-        .current_dir(workspace::root()?);
+    let mut command = tool(session, "mdbook", &["--no-default-features"])?;
+    command.args(["build", "docs", "--dest-dir"]).arg(out);
     session.check("book", &mut command)
 }
 
 /// Licences, sources and duplicates, as `deny.toml` says. Advisories need the network's database
 /// and are left to whoever has it.
 fn deny(session: &Session) -> Result<Outcome> {
+    let mut command = tool(session, "cargo-deny", &[])?;
+    command.args(["check", "bans", "licenses", "sources"]);
+    session.check("deny", &mut command)
+}
+
+/// A program from crates.io, to run at the workspace's root; installed below `target` where it is missing.
+fn tool(session: &Session, name: &str, features: &[&str]) -> Result<Command> {
     let tools = workspace::target()?.join("tools");
-    let installed = tools.join("bin/cargo-deny");
-    let program = if process::exists("cargo-deny") {
-        "cargo-deny".into()
+    let installed = tools.join("bin").join(name);
+    let program = if process::exists(name) {
+        name.into()
     } else {
         if !installed.exists() {
             // Unoptimized: building it is what takes time.
-            let mut install = cargo(&[
-                "install",
-                "--locked",
-                "--quiet",
-                "--debug",
-                "cargo-deny",
-                "--root",
-            ])?;
-            session.check("install-cargo-deny", install.arg(&tools))?;
+            let mut install = cargo(&["install", "--locked", "--quiet", "--debug", name])?;
+            install.args(features).arg("--root").arg(&tools);
+            session.check(&format!("install-{name}"), &mut install)?;
         }
         installed
     };
     let mut command = Command::new(program);
     command.current_dir(workspace::root()?);
-    command.args(["check", "bans", "licenses", "sources"]);
-    session.check("deny", &mut command)
+    Ok(command)
 }
 
 /// The names of this workspace's packages for which `wanted` holds.

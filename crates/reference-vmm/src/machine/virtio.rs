@@ -3,12 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use pio_mmio_bus::bus::Doorbell;
 use pio_mmio_bus::pci::{InterruptPin, PortType, RootError};
 use virtio_devices::block::BlockError;
 use virtio_devices::console::ConsoleError;
 use virtio_devices::net::NetError;
-use virtio_devices::transport::spec::mmio;
 use virtio_devices::transport::{MmioTransport, PciError, PciOptions, PciTransport};
 use virtio_devices::{VirtioDevice, WorkerError};
 
@@ -190,23 +188,7 @@ impl VirtioDevices {
                 name: name.to_owned(),
                 source,
             })?;
-        let region = board.mmio.insert(
-            slot.address,
-            VIRTIO_MMIO_SLOT,
-            format!("virtio {name}"),
-            transport.clone(),
-        )?;
-        for (kick, index) in transport.kicks().iter().zip(0u64..) {
-            let doorbell = Doorbell {
-                width: Some(4),
-                datamatch: Some(index),
-                needs_value: false,
-                eventfd: kick.clone(),
-            };
-            board
-                .mmio
-                .add_doorbell(region, mmio::QUEUE_NOTIFY, doorbell)?;
-        }
+        transport.place(&board.mmio, slot.address, &format!("virtio {name}"))?;
         self.slots.push(slot);
         Ok(transport)
     }
