@@ -6,7 +6,7 @@ use std::sync::{Arc, Barrier, Mutex, Weak};
 use std::thread;
 
 use pio_mmio_bus::bus::{
-    AccessError, AddressSpace, Bus, BusDevice, BusReader, Outcome, RegionId, Retired,
+    AccessError, AddressSpace, Bus, BusDevice, BusReader, Outcome, RegionId, Retired, WeakBus,
 };
 
 /// What a device does when its register is written.
@@ -35,10 +35,10 @@ fn insert(
     action: impl Fn(&Bus, RegionId, u64) + Send + Sync + 'static,
 ) -> RegionId {
     let id = Arc::new(Mutex::new(None));
-    let (own, on) = (Arc::clone(&id), bus.clone());
+    let (own, on) = (Arc::clone(&id), bus.downgrade());
     let device = Device(Box::new(move |value| {
         let region = own.lock().unwrap().unwrap();
-        action(&on, region, value);
+        action(&on.upgrade().unwrap(), region, value);
     }));
     let region = bus.insert(base, 0x100, "device", Arc::new(device)).unwrap();
     *id.lock().unwrap() = Some(region);
@@ -180,7 +180,7 @@ fn a_removed_device_may_use_the_bus_while_it_is_dropped() {
 #[test]
 fn dma_reentrancy_into_the_own_registers_neither_deadlocks_nor_frees_the_device() {
     struct Dma {
-        bus: Bus,
+        bus: WeakBus,
         reader: Mutex<Option<BusReader>>,
         own: Mutex<Option<RegionId>>,
         depth: AtomicU64,
@@ -203,14 +203,15 @@ fn dma_reentrancy_into_the_own_registers_neither_deadlocks_nor_frees_the_device(
                 Outcome::Failed(_)
             ));
             let own = self.own.lock().unwrap().take().unwrap();
-            assert!(!self.bus.remove(own).unwrap().is_done());
+            let bus = self.bus.upgrade().unwrap();
+            assert!(!bus.remove(own).unwrap().is_done());
             assert_eq!(reader.write(0x1000 + offset, data), Outcome::Unclaimed);
             Ok(())
         }
     }
     let bus = Bus::new(AddressSpace::Mmio).unwrap();
     let device = Arc::new(Dma {
-        bus: bus.clone(),
+        bus: bus.downgrade(),
         reader: Mutex::new(Some(bus.reader())),
         own: Mutex::default(),
         depth: AtomicU64::new(0),

@@ -66,7 +66,7 @@ pub mod split {
         pub addr: U64,
         /// Bytes in the buffer.
         pub len: U32,
-        /// [`DescriptorFlags`](super::DescriptorFlags).
+        /// [`DescriptorFlags`].
         pub flags: U16,
         /// Index of the next descriptor, where `NEXT` is set.
         pub next: U16,
@@ -129,7 +129,7 @@ pub mod packed {
         pub len: U32,
         /// Buffer ID.
         pub id: U16,
-        /// [`DescriptorFlags`](super::DescriptorFlags).
+        /// [`DescriptorFlags`].
         pub flags: U16,
     }
 

@@ -22,7 +22,7 @@ mod registry;
 mod table;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use account::{Bucket, BusReport, RegionReport, Times};
 pub use device::{AccessError, BusDevice};
@@ -40,11 +40,23 @@ use table::Table;
 /// A result of changing the bus.
 pub type Result<T> = std::result::Result<T, BusError>;
 
-/// An address space: a handle, cheap to clone.
+/// An address space: a handle, cheap to clone. A device that is on the bus keeps a [`WeakBus`] instead: with a `Bus` the two
+/// would keep each other alive.
 ///
 /// The process needs `membarrier(2)`; a seccomp filter must let it pass.
 #[derive(Clone)]
 pub struct Bus(Arc<Shared>);
+
+/// A handle that does not keep the address space alive.
+#[derive(Clone)]
+pub struct WeakBus(Weak<Shared>);
+
+impl WeakBus {
+    /// The bus, if it is still there.
+    pub fn upgrade(&self) -> Option<Bus> {
+        self.0.upgrade().map(Bus)
+    }
+}
 
 struct Shared {
     space: AddressSpace,
@@ -63,6 +75,11 @@ impl Bus {
             registry: Mutex::new(registry),
             meters: Arc::default(),
         })))
+    }
+
+    /// A handle for a device that is on this bus.
+    pub fn downgrade(&self) -> WeakBus {
+        WeakBus(Arc::downgrade(&self.0))
     }
 
     /// Which address space this is.
