@@ -33,10 +33,6 @@ const INIT: &str = include_str!("../../lab/host-init.sh");
 pub struct Host {
     /// Names the folder of its logs, `target/lab/runs/NAME`.
     pub name: String,
-    /// Words added to the kernel's command line.
-    pub cmdline: String,
-    /// Arguments added to QEMU's.
-    pub qemu: Vec<String>,
     /// How long it may take from power-on to power-off.
     pub bound: Duration,
 }
@@ -57,8 +53,6 @@ impl Host {
     pub fn new(name: &str, bound: Duration) -> Self {
         Self {
             name: name.to_owned(),
-            cmdline: String::new(),
-            qemu: Vec::new(),
             bound,
         }
     }
@@ -93,16 +87,8 @@ impl Host {
         // setpriv: the machine ends with this task, however that ends.
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-        command.args([
-            "-M",
-            "q35",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-smp",
-            "2",
-        ]);
+        command.args(["-accel", "tcg,thread=multi"]);
+        command.args(["-M", "q35", "-cpu", "max", "-smp", "2"]);
         command.args(["-m", "3G", "-display", "none", "-nodefaults", "-no-reboot"]);
         command
             .arg("-serial")
@@ -112,12 +98,10 @@ impl Host {
             .arg(&kernel.image)
             .arg("-initrd")
             .arg(&initrd);
-        command
-            .arg("-append")
-            .arg(format!("console=ttyS0 panic=-1 quiet {}", self.cmdline));
+        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
         share(&mut command, "host", Path::new("/"), ",readonly=on");
         share(&mut command, "job", &folder, "");
-        command.args(["-device", "virtio-rng-pci"]).args(&self.qemu);
+        command.args(["-device", "virtio-rng-pci"]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(fs::File::create(folder.join("qemu.log"))?);
         progress.step("the lab's host starts");
