@@ -30,8 +30,8 @@ pub const STEPS: &[(&str, Run)] = &[
     ("boot, elf kernel", |session| boots(session, &["--elf"])),
 ];
 
-/// How often a guest with several vCPUs is tried. On the emulated host about one such boot in ten hangs or ends in a triple
-/// fault, with QEMU as its VMM too; the summary tells at which attempt it passed.
+/// How often a guest with several vCPUs is tried. On the emulated host two of some 26 such boots ended in a triple fault; the cause
+/// is not known (QEMU as the VMM hung there in one boot of two). The summary tells at which attempt it passed.
 const SMP_ATTEMPTS: u32 = 3;
 
 /// A `boot` command line, parsed as the command line is.
