@@ -55,9 +55,9 @@ impl Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let select = || prop_oneof![6 => 0u32..4, 1 => any::<u32>(), 1 => Just(0x1_0000)];
-    // VERSION_1 is bit 0 of the second word, RING_RESET bit 8.
+    // VERSION_1 is bit 0 of the second word, RING_PACKED bit 2, RING_RESET bit 8.
     let features = prop_oneof![
-        4 => Just(0), 4 => Just(1), 2 => Just(0x101), 1 => Just(2), 1 => Just(3), 1 => any::<u32>()
+        4 => Just(0), 4 => Just(1), 2 => Just(0x101), 2 => Just(5), 1 => Just(2), 1 => Just(3), 1 => any::<u32>()
     ];
     let size = prop_oneof![
         4 => Just(1u32), 4 => Just(8), 2 => Just(16), 1 => Just(256), 1 => Just(0), 1 => Just(7),
@@ -111,7 +111,7 @@ struct Model {
     queues: [QueueModel; 3],
 }
 
-const OFFERED: [u32; 2] = [0x3000_0003, 0x0000_0101];
+const OFFERED: [u32; 2] = [0x3000_0003, 0x0000_0105];
 
 impl Model {
     fn new(pci: bool, generation: u32) -> Self {
@@ -238,9 +238,11 @@ impl Model {
                     1 => 8,
                     _ => 1,
                 };
+                // Any number will do for a packed ring.
+                let packed = self.features[1] & 4 != 0;
                 if let Some(queue) = self.setup()
-                    && [1, 2, 4, 8, 16, 32, 64, 128, 256].contains(&size)
-                    && size <= max
+                    && (1..=max).contains(&size)
+                    && (packed || [1, 2, 4, 8, 16, 32, 64, 128, 256].contains(&size))
                 {
                     queue.size = u16::try_from(size).unwrap();
                 }

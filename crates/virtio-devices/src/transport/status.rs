@@ -14,6 +14,7 @@ use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, V
 const COMMON_FEATURES: Features = Features::INDIRECT_DESC
     .union(Features::EVENT_IDX)
     .union(Features::VERSION_1)
+    .union(Features::RING_PACKED)
     .union(Features::RING_RESET);
 
 /// How a transport raises interrupts.
