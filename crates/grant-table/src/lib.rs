@@ -1,1 +1,7 @@
-//! Xen grant tables, event channels and PV rings. Nothing is implemented yet.
+#![doc = include_str!("../README.md")]
+
+pub mod frame;
+pub mod guest;
+pub mod hypervisor;
+pub mod spec;
+pub mod table;

@@ -1,0 +1,214 @@
+//! What stands behind a domain's frame numbers.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::frame::Frame;
+use crate::guest::Access;
+use crate::spec::PAGE_SIZE;
+use crate::spec::grant::Refusal;
+
+/// A domain's memory, as the hypervisor sees it.
+///
+/// Called with locks of grant tables held: implementations call nothing of the hypervisor's, but for `place` in [`give`](Self::give).
+pub trait Memory: Send + Sync {
+    /// The domain's own frame at `number`, and what may be done with it; none where there is none, or only one that another domain
+    /// granted.
+    fn frame(&self, number: u64) -> Option<(Frame, Access)>;
+
+    /// Maps a granted frame at `address`.
+    ///
+    /// # Errors
+    ///
+    /// The address is unsuitable or occupied.
+    fn map(&self, address: u64, frame: Frame, access: Access) -> Result<(), Refusal>;
+
+    /// Takes the granted frame with number `frame` away from `address`; where `replacement` is not 0, the mapping there moves to `address`.
+    ///
+    /// # Errors
+    ///
+    /// The frame is not mapped there, or the replacement is unsuitable. Nothing has changed.
+    fn unmap(&self, address: u64, frame: u64, replacement: u64) -> Result<(), Refusal>;
+
+    /// Returns when no processor or device can reach what was unmapped or taken before the call.
+    fn flush(&self) {}
+
+    /// Takes a frame that nobody else holds away from the domain, for good.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::BadPage`]: there is none, or someone else holds it.
+    fn take(&self, number: u64) -> Result<Frame, Refusal>;
+
+    /// Adds a frame at the number that `place` tells, unless the domain has no room or `place` declines, which is asked last.
+    /// Whether the frame was added.
+    fn give(&self, frame: Frame, place: &mut dyn FnMut() -> Option<u64>) -> bool;
+}
+
+impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
+    fn frame(&self, number: u64) -> Option<(Frame, Access)> {
+        (**self).frame(number)
+    }
+
+    fn map(&self, address: u64, frame: Frame, access: Access) -> Result<(), Refusal> {
+        (**self).map(address, frame, access)
+    }
+
+    fn unmap(&self, address: u64, frame: u64, replacement: u64) -> Result<(), Refusal> {
+        (**self).unmap(address, frame, replacement)
+    }
+
+    fn flush(&self) {
+        (**self).flush();
+    }
+
+    fn take(&self, number: u64) -> Result<Frame, Refusal> {
+        (**self).take(number)
+    }
+
+    fn give(&self, frame: Frame, place: &mut dyn FnMut() -> Option<u64>) -> bool {
+        (**self).give(frame, place)
+    }
+}
+
+#[derive(Debug, Default)]
+enum Slot {
+    #[default]
+    Empty,
+    Own(Frame),
+    Granted(Frame, Access),
+}
+
+/// Memory in this process: pages that are allocated one by one.
+#[derive(Debug)]
+pub struct Pages {
+    slots: Box<[Mutex<Slot>]>,
+    owned: AtomicUsize,
+    limit: usize,
+}
+
+impl Pages {
+    /// `size` frame numbers from 0, of which the first `owned` have a page of zeros. It may own `limit` pages in all.
+    pub fn new(size: usize, owned: usize, limit: usize) -> Self {
+        let slot = |index| match index < owned {
+            true => Slot::Own(Frame::allocate()),
+            false => Slot::Empty,
+        };
+        Self {
+            slots: (0..size).map(|index| Mutex::new(slot(index))).collect(),
+            owned: AtomicUsize::new(owned.min(size)),
+            limit,
+        }
+    }
+
+    /// The page at `number` for the domain's own code: its own, or one that is granted to it.
+    pub fn reach(&self, number: u64) -> Option<(Frame, Access)> {
+        match &*self.slot(number)? {
+            Slot::Empty => None,
+            Slot::Own(frame) => Some((frame.clone(), Access::ReadWrite)),
+            Slot::Granted(frame, access) => Some((frame.clone(), *access)),
+        }
+    }
+
+    /// Gives the domain's own page at `number` up. It lives on where it is mapped.
+    pub fn release(&self, number: u64) -> bool {
+        self.slot(number)
+            .is_some_and(|mut slot| self.remove(&mut slot).is_some())
+    }
+
+    fn slot(&self, number: u64) -> Option<MutexGuard<'_, Slot>> {
+        let slot = self.slots.get(usize::try_from(number).ok()?)?;
+        Some(slot.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The slot at an address, which is a page's.
+    fn slot_at(&self, address: u64) -> Option<MutexGuard<'_, Slot>> {
+        let page = u64::try_from(PAGE_SIZE).ok()?;
+        self.slot(address / page)
+            .filter(|_| address.is_multiple_of(page))
+    }
+
+    fn remove(&self, slot: &mut Slot) -> Option<Frame> {
+        match std::mem::take(slot) {
+            Slot::Own(frame) => {
+                self.owned.fetch_sub(1, Ordering::Relaxed);
+                Some(frame)
+            }
+            other => {
+                *slot = other;
+                None
+            }
+        }
+    }
+}
+
+impl Memory for Pages {
+    fn frame(&self, number: u64) -> Option<(Frame, Access)> {
+        match &*self.slot(number)? {
+            Slot::Own(frame) => Some((frame.clone(), Access::ReadWrite)),
+            _ => None,
+        }
+    }
+
+    fn map(&self, address: u64, frame: Frame, access: Access) -> Result<(), Refusal> {
+        let mut slot = self.slot_at(address).ok_or(Refusal::General)?;
+        if !matches!(*slot, Slot::Empty) {
+            return Err(Refusal::General);
+        }
+        *slot = Slot::Granted(frame, access);
+        Ok(())
+    }
+
+    fn unmap(&self, address: u64, frame: u64, replacement: u64) -> Result<(), Refusal> {
+        let lock = |address| self.slot_at(address).ok_or(Refusal::General);
+        // Both locks, in the order of their addresses.
+        let (mut slot, mut new) = match replacement {
+            0 => (lock(address)?, None),
+            _ if replacement > address => {
+                let slot = lock(address)?;
+                (slot, Some(lock(replacement)?))
+            }
+            _ if replacement < address => {
+                let new = lock(replacement)?;
+                (lock(address)?, Some(new))
+            }
+            _ => return Err(Refusal::General),
+        };
+        if !matches!(&*slot, Slot::Granted(mapped, _) if mapped.number() == frame) {
+            return Err(Refusal::General);
+        }
+        *slot = new.as_deref_mut().map(std::mem::take).unwrap_or_default();
+        Ok(())
+    }
+
+    fn take(&self, number: u64) -> Result<Frame, Refusal> {
+        let mut slot = self.slot(number).ok_or(Refusal::BadPage)?;
+        if !matches!(&*slot, Slot::Own(frame) if frame.is_sole()) {
+            return Err(Refusal::BadPage);
+        }
+        self.remove(&mut slot).ok_or(Refusal::BadPage)
+    }
+
+    fn give(&self, frame: Frame, place: &mut dyn FnMut() -> Option<u64>) -> bool {
+        let reserved = self
+            .owned
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |owned| {
+                (owned < self.limit).then(|| owned.saturating_add(1))
+            });
+        if reserved.is_err() {
+            return false;
+        }
+        let slot = place().and_then(|number| self.slot(number));
+        match slot {
+            Some(mut slot) if !matches!(*slot, Slot::Granted(..)) => {
+                self.remove(&mut slot);
+                *slot = Slot::Own(frame);
+                true
+            }
+            _ => {
+                self.owned.fetch_sub(1, Ordering::Relaxed);
+                false
+            }
+        }
+    }
+}
