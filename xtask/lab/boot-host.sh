@@ -7,6 +7,7 @@
 # BUSYBOX  a busybox with tunctl, ip, httpd and nc
 # WORK     a folder for what is not kept
 # RESULTS  a folder for what is kept
+# BOUND    seconds that the VMM may take
 set -u
 failed=0
 check() { # check WHAT COMMAND…
@@ -68,7 +69,7 @@ now() { cut -d ' ' -f 1 /proc/uptime; }
 
 start=$(now)
 {
-    sh -c "echo \$\$ >$WORK/pid; exec $VMM" </dev/null 2>&1
+    timeout -k 5 "$BOUND" sh -c "echo \$\$ >$WORK/pid; exec $VMM" </dev/null 2>&1
     echo "host: vmm status: $?"
 } | while IFS= read -r line; do
     printf '%s\n' "$line"

@@ -1,0 +1,77 @@
+//! Trying again what the emulated host itself may have broken.
+//!
+//! A guest on the emulated host now and then crashes or hangs, whatever the VMM (`docs/src/lab.md` tells what is known of it).
+//! A guest that reached the end of its work but failed a check is never tried again.
+
+use std::fmt;
+
+use anyhow::Result;
+
+/// How often a guest may die. A fault of ours that shows each time still fails.
+const ATTEMPTS: u32 = 3;
+
+/// The guest crashed or hung before it said that its work was done; the report of that boot.
+#[derive(Debug)]
+pub struct GuestDied(pub String);
+
+impl std::error::Error for GuestDied {}
+
+impl fmt::Display for GuestDied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Calls `attempt` until the guest in it does not die, at most three times; also returns at which attempt that was, from 1.
+pub fn attempts<T>(name: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<(T, u32)> {
+    let mut number = 1;
+    loop {
+        match attempt() {
+            Ok(value) => return Ok((value, number)),
+            Err(error) if number < ATTEMPTS && error.is::<GuestDied>() => {
+                eprintln!("{name}: attempt {number}: the guest died\n{error:#}");
+                number += 1;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    #[test]
+    fn a_guest_that_always_dies_fails() {
+        let mut calls = 0;
+        let result = attempts("test", || -> Result<()> {
+            calls += 1;
+            Err(GuestDied("triple fault".into()).into())
+        });
+        assert!(result.is_err());
+        assert_eq!(calls, 3);
+    }
+
+    #[test]
+    fn a_guest_that_dies_once_passes_at_the_second_attempt() {
+        let mut dead = vec!["triple fault"];
+        let result = attempts("test", || match dead.pop() {
+            Some(why) => Err(GuestDied(why.into()).into()),
+            None => Ok("alive"),
+        });
+        assert_eq!(result.unwrap(), ("alive", 2));
+    }
+
+    #[test]
+    fn a_failed_check_is_not_tried_again() {
+        let mut calls = 0;
+        let result = attempts("test", || -> Result<()> {
+            calls += 1;
+            bail!("the sums differ")
+        });
+        assert!(result.is_err());
+        assert_eq!(calls, 1);
+    }
+}
