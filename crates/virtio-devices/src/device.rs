@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
-use vring::{QueueConfig, QueueState, StartError};
+use vring::{Features, QueueConfig, QueueState, StartError};
 
 use crate::worker::WorkerError;
 
@@ -99,6 +99,11 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync {
 
     /// The device-specific feature bits that are offered (bits 0 to 23 and 50 to 127, of which the first 64 exist here; §2.2).
     fn features(&self) -> u64;
+
+    /// What the device can do of the features that the transport offers for the ring. All, where the rings are this crate's.
+    fn ring_features(&self) -> Features {
+        Features::all()
+    }
 
     /// Whether the device can work with these negotiated features, a subset of what was offered (virtio 1.3 §3.1.1, step 6).
     /// Some bits require others. If not, FEATURES_OK does not stick.

@@ -18,6 +18,11 @@ pub trait BlockBackend: Send + Sync + 'static {
     /// The unit in which the medium is best accessed, in bytes: a power of two, at least 512.
     fn physical_block(&self) -> u32;
 
+    /// Whether no operation ever waits: then they run where the queue is served, without a detour over other threads.
+    fn is_immediate(&self) -> bool {
+        false
+    }
+
     /// Fills `buffers` from `offset` on.
     ///
     /// # Errors

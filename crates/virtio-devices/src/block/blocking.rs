@@ -65,6 +65,11 @@ impl<M: DmaView, B: BlockBackend> BlockingIo<M, B> {
         });
     }
 
+    /// Performs a request on this thread.
+    pub(super) fn perform(&self, chain: &Chain<View<M>>, request: Request) -> io::Result<()> {
+        perform(&*self.backend, chain, request, self.durable)
+    }
+
     /// What has finished. With `wait` it waits for something, unless nothing is in flight.
     pub(super) fn finished(&mut self, wait: bool) -> Vec<Finished<M>> {
         if self.in_flight == 0 {

@@ -4,6 +4,7 @@ mod backend;
 mod blocking;
 mod file;
 mod memory;
+mod null;
 mod pool;
 mod queue;
 mod request;
@@ -19,6 +20,7 @@ use zerocopy::IntoBytes;
 pub use backend::BlockBackend;
 pub use file::FileDisk;
 pub use memory::MemoryDisk;
+pub use null::NullDisk;
 
 use crate::config::read_config;
 use crate::device::{DeviceError, DeviceEvents, DeviceType, QueueResources, VirtioDevice};

@@ -143,6 +143,10 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             Ok(request @ Request::GetId) => self.answer(chain, Some(request), RequestStatus::Ok),
             // Without room for a status it must not even begin.
             Ok(_) if chain.writable_len() == 0 => Err(Failure::NoStatus),
+            Ok(request) if self.disk.backend.is_immediate() => {
+                let result = self.blocking.perform(&chain, request);
+                self.answer(chain, Some(request), status_of(request, result))
+            }
             Ok(request) => {
                 match &mut self.uring {
                     Some(uring) if Uring::<M, B>::takes(request) => uring.submit(chain, request),
@@ -182,14 +186,7 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             result,
         } in finished
         {
-            let status = match result {
-                Ok(()) => RequestStatus::Ok,
-                Err(error) => {
-                    tracing::warn!(?request, %error, "disk");
-                    RequestStatus::IoErr
-                }
-            };
-            self.answer(chain, Some(request), status)?;
+            self.answer(chain, Some(request), status_of(request, result))?;
         }
         if self.queue.needs_interrupt()? {
             self.interrupt.trigger();
@@ -220,6 +217,16 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             {}
         }
         self.queue.save()
+    }
+}
+
+fn status_of(request: Request, result: io::Result<()>) -> RequestStatus {
+    match result {
+        Ok(()) => RequestStatus::Ok,
+        Err(error) => {
+            tracing::warn!(?request, %error, "disk");
+            RequestStatus::IoErr
+        }
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use vring::QueueState;
 use zerocopy::IntoBytes;
 
-use super::backend::NetBackend;
+use super::backend::{NetBackend, NetPort as _};
 use super::control::Control;
 use super::mac::MacAddress;
 use super::receive::Receive;
@@ -269,6 +269,10 @@ where
                 self.shared.negotiate(features)?;
                 let port = Arc::clone(port);
                 if index.is_multiple_of(2) {
+                    if !features.contains(Features::CTRL_VQ) {
+                        // Nobody will say how many pairs are used: those are that start.
+                        port.set_enabled(true)?;
+                    }
                     queues.start(
                         index,
                         worker,

@@ -1,6 +1,7 @@
 //! The network device (Virtio 1.3, §5.1) and its host back-ends.
 
 mod backend;
+mod cable;
 mod command;
 mod control;
 mod device;
@@ -15,6 +16,7 @@ mod tap;
 mod transmit;
 
 pub use backend::{NetBackend, NetPort};
+pub use cable::{CABLE_FRAMES, Cable, CablePort};
 pub use command::{BadCommand, Command, MAX_COMMAND};
 pub use device::{Net, NetError};
 pub use filter::{RxFilter, RxMode, TABLE_SIZE};

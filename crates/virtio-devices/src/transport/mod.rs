@@ -7,6 +7,7 @@ mod mmio;
 mod pci;
 pub mod spec;
 mod status;
+pub mod vhost_user;
 
 pub use mmio::{MmioState, MmioTransport};
 pub use pci::{PciError, PciOptions, PciRestoreError, PciState, PciTransport};

@@ -11,7 +11,7 @@ use super::spec::Status;
 use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, VirtioDevice};
 
 /// The features that come from the ring and the transport rather than the device type.
-const COMMON_FEATURES: Features = Features::INDIRECT_DESC
+pub(super) const COMMON_FEATURES: Features = Features::INDIRECT_DESC
     .union(Features::EVENT_IDX)
     .union(Features::VERSION_1)
     .union(Features::RING_PACKED)
@@ -201,7 +201,9 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
                 .copied()
                 .map(QueueSetupState::new)
                 .collect(),
-            offered: COMMON_FEATURES | extra | Features::from_bits_retain(device.features()),
+            offered: COMMON_FEATURES & device.ring_features()
+                | extra
+                | Features::from_bits_retain(device.features()),
             device,
             memory,
             kicks,

@@ -1,0 +1,423 @@
+//! Frontends that send what no frontend should. The backend refuses, hangs up, and serves the next one: THREATS takes a vhost-user
+//! peer for as hostile as a guest.
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use proptest::prelude::*;
+use virtio_devices::Worker;
+use virtio_devices::block::{Block, BlockOptions, MemoryDisk};
+use virtio_devices::transport::vhost_user::{MemoryError, VhostUserBackend, VhostUserError};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
+
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_MEM_TABLE: u32 = 5;
+const SET_LOG_BASE: u32 = 6;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const SET_VRING_ERR: u32 = 14;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_VRING_ENABLE: u32 = 18;
+const GET_CONFIG: u32 = 24;
+const ADD_MEM_REG: u32 = 37;
+const REM_MEM_REG: u32 = 38;
+
+const VERSION_1: u64 = 1 << 32;
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// LOG_SHMFD, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS.
+const PROTOCOL: u64 = 1 << 1 | 1 << 3 | 1 << 9 | 1 << 15;
+
+/// A frontend that writes its messages by hand.
+struct Raw {
+    stream: UnixStream,
+    serving: JoinHandle<Result<(), VhostUserError>>,
+}
+
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn halves(halves: &[u32]) -> Vec<u8> {
+    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
+}
+
+impl Raw {
+    fn connect(backend: &Arc<VhostUserBackend>) -> Self {
+        let (stream, theirs) = UnixStream::pair().unwrap();
+        let backend = Arc::clone(backend);
+        let serving = thread::spawn(move || backend.serve(theirs));
+        Self { stream, serving }
+    }
+
+    /// One that has negotiated all that is needed.
+    fn negotiated(backend: &Arc<VhostUserBackend>) -> Self {
+        let raw = Self::connect(backend);
+        raw.send(SET_OWNER, &[], &[]);
+        raw.send(1, &[], &[]);
+        raw.reply();
+        raw.send(SET_PROTOCOL_FEATURES, &words(&[PROTOCOL]), &[]);
+        raw.send(SET_FEATURES, &words(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+        raw
+    }
+
+    fn send(&self, code: u32, payload: &[u8], files: &[RawFd]) {
+        let size = u32::try_from(payload.len()).unwrap();
+        let message = [halves(&[code, 1, size]), payload.to_vec()].concat();
+        // Fails if the backend has hung up, which is what most tests wait for.
+        let _ = self.stream.send_with_fds(&[message.as_slice()], files);
+    }
+
+    fn reply(&self) -> Vec<u8> {
+        let mut header = [0; 12];
+        (&self.stream).read_exact(&mut header).unwrap();
+        let size = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
+        let mut payload = vec![0; size as usize];
+        (&self.stream).read_exact(&mut payload).unwrap();
+        payload
+    }
+
+    /// Shares `size` bytes of `file` at guest-physical (and its own) address `at`.
+    fn share(&self, file: &File, at: u64, size: u64, offset: u64) {
+        let table = [halves(&[1, 0]), words(&[at, size, at, offset])].concat();
+        self.send(SET_MEM_TABLE, &table, &[file.as_raw_fd()]);
+    }
+
+    /// What the backend has against it.
+    fn refused(self) -> VhostUserError {
+        self.serving.join().unwrap().unwrap_err()
+    }
+
+    /// Nothing was wrong.
+    fn served(self) {
+        drop(self.stream);
+        self.serving.join().unwrap().unwrap();
+    }
+}
+
+fn backend() -> Arc<VhostUserBackend> {
+    let disk = MemoryDisk::new(vec![0; 512], false);
+    let workers = vec![Worker::spawn("disk").unwrap()];
+    let block = Block::new(disk, workers, BlockOptions::default()).unwrap();
+    Arc::new(VhostUserBackend::new(Arc::new(block)))
+}
+
+fn file(len: u64) -> File {
+    let file = tempfile::tempfile().unwrap();
+    file.set_len(len).unwrap();
+    file
+}
+
+fn event() -> EventFd {
+    EventFd::new(EFD_NONBLOCK).unwrap()
+}
+
+/// The backend still serves those who behave.
+fn unharmed(backend: &Arc<VhostUserBackend>) {
+    let raw = Raw::negotiated(backend);
+    raw.share(&file(0x10000), 0, 0x10000, 0);
+    raw.send(SET_VRING_NUM, &halves(&[0, 8]), &[]);
+    let addresses = [halves(&[0, 0]), words(&[0, 0x2000, 0x1000, 0])].concat();
+    raw.send(SET_VRING_ADDR, &addresses, &[]);
+    raw.send(SET_VRING_KICK, &words(&[0]), &[event().as_raw_fd()]);
+    raw.send(SET_VRING_ENABLE, &halves(&[0, 1]), &[]);
+    raw.send(GET_VRING_BASE, &halves(&[0, 0]), &[]);
+    assert_eq!(raw.reply(), halves(&[0, 0]));
+    raw.served();
+}
+
+/// THREATS "a vhost-user peer": memory that the file does not have would raise SIGBUS when it is touched.
+#[test]
+fn memory_beyond_the_end_of_its_file_is_refused() {
+    let backend = backend();
+    for (size, offset) in [
+        (0x2000, 0),
+        (0x1000, 0x1000),
+        (u64::MAX >> 1, 0),
+        (0x1000, 1 << 62),
+    ] {
+        let raw = Raw::negotiated(&backend);
+        raw.share(&file(0x1000), 0, size, offset);
+        let refused = raw.refused();
+        assert!(
+            matches!(
+                refused,
+                VhostUserError::Memory(MemoryError::ShortFile { .. })
+            ),
+            "{size:#x} at {offset:#x}: {refused}"
+        );
+    }
+    unharmed(&backend);
+}
+
+/// THREATS "a vhost-user peer": only files are memory.
+#[test]
+fn memory_that_is_not_a_file_is_refused() {
+    let backend = backend();
+    let (socket, _other) = UnixStream::pair().unwrap();
+    let (event, zero) = (event(), File::open("/dev/zero").unwrap());
+    for fd in [socket.as_raw_fd(), event.as_raw_fd(), zero.as_raw_fd()] {
+        let raw = Raw::negotiated(&backend);
+        let table = [halves(&[1, 0]), words(&[0, 0x1000, 0, 0])].concat();
+        raw.send(SET_MEM_TABLE, &table, &[fd]);
+        let refused = raw.refused();
+        assert!(
+            matches!(refused, VhostUserError::Memory(MemoryError::NotAFile)),
+            "{refused}"
+        );
+    }
+    unharmed(&backend);
+}
+
+/// THREATS "a vhost-user peer": tables whose regions overlap or pass the end of an address space, or with a wrong number of files.
+#[test]
+fn impossible_memory_tables_are_refused() {
+    let backend = backend();
+    let file = file(0x4000);
+    let region = |guest: u64, user: u64| words(&[guest, 0x2000, user, 0]);
+    let tables = [
+        (2, [region(0, 0), region(0x1000, 0x10000)].concat(), 2),
+        (1, region(u64::MAX - 0x1000, 0), 1),
+        (1, region(0, u64::MAX - 0x1000), 1),
+        (1, words(&[0, 0, 0, 0]), 1),
+        (1, region(0, 0), 0),
+        (1, region(0, 0), 2),
+        (2, region(0, 0), 2),
+        (0, Vec::new(), 0),
+        (u32::MAX, region(0, 0), 1),
+    ];
+    for (count, regions, files) in tables {
+        let raw = Raw::negotiated(&backend);
+        let table = [halves(&[count, 0]), regions].concat();
+        raw.send(SET_MEM_TABLE, &table, &vec![file.as_raw_fd(); files]);
+        raw.refused();
+    }
+    unharmed(&backend);
+}
+
+/// THREATS "a vhost-user peer": descriptors that are not events might block whoever reads or writes them.
+#[test]
+fn events_that_are_not_events_are_refused() {
+    let backend = backend();
+    let file = file(8);
+    let (socket, _other) = UnixStream::pair().unwrap();
+    for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        for fd in [file.as_raw_fd(), socket.as_raw_fd()] {
+            let raw = Raw::negotiated(&backend);
+            raw.send(code, &words(&[0]), &[fd]);
+            let refused = raw.refused();
+            assert!(
+                matches!(refused, VhostUserError::Descriptor(_)),
+                "{code}: {refused}"
+            );
+        }
+    }
+    // No descriptor is fine but for kicks: nothing would ever be looked at.
+    let raw = Raw::negotiated(&backend);
+    raw.send(SET_VRING_CALL, &words(&[0x100]), &[]);
+    raw.send(SET_VRING_KICK, &words(&[0x100]), &[]);
+    assert!(matches!(raw.refused(), VhostUserError::NoKick(0)));
+    unharmed(&backend);
+}
+
+/// THREATS "queue size 0, truncated to 16 bits, not a power of two (split)" and "queue or vector selector out of range".
+#[test]
+fn queues_that_cannot_be_are_refused() {
+    let backend = backend();
+    for size in [0, 257, 0x1_0000, 0x1_0008, u32::MAX] {
+        let raw = Raw::negotiated(&backend);
+        raw.send(SET_VRING_NUM, &halves(&[0, size]), &[]);
+        let refused = raw.refused();
+        assert!(
+            matches!(refused, VhostUserError::QueueSize { index: 0, .. }),
+            "{size}: {refused}"
+        );
+    }
+    let one = event();
+    for index in [1, 0x100, 0x1_0000, u32::MAX] {
+        for code in [
+            SET_VRING_NUM,
+            SET_VRING_BASE,
+            GET_VRING_BASE,
+            SET_VRING_ENABLE,
+        ] {
+            let raw = Raw::negotiated(&backend);
+            raw.send(code, &halves(&[index, 1]), &[]);
+            let refused = raw.refused();
+            assert!(
+                matches!(refused, VhostUserError::NoQueue(_)),
+                "{code} {index}: {refused}"
+            );
+        }
+    }
+    for code in [SET_VRING_KICK, SET_VRING_CALL, SET_VRING_ERR] {
+        let raw = Raw::negotiated(&backend);
+        raw.send(code, &words(&[0xff]), &[one.as_raw_fd()]);
+        assert!(matches!(raw.refused(), VhostUserError::NoQueue(0xff)));
+    }
+    unharmed(&backend);
+}
+
+/// THREATS "a vhost-user peer": a ring outside of shared memory, or where its end is.
+#[test]
+fn rings_outside_of_memory_do_not_start() {
+    let backend = backend();
+    for addresses in [
+        [0x2_0000, 0x2000, 0x1000],
+        [0, u64::MAX - 3, 0x1000],
+        [0, 0x2000, 0x2_0000],
+        [0xfff0, 0x2000, 0x1000],
+        [0, 0xfffc, 0x1000],
+    ] {
+        let raw = Raw::negotiated(&backend);
+        raw.share(&file(0x10000), 0, 0x10000, 0);
+        raw.send(SET_VRING_NUM, &halves(&[0, 8]), &[]);
+        let [desc, used, avail] = addresses;
+        let payload = [halves(&[0, 0]), words(&[desc, used, avail, 0])].concat();
+        raw.send(SET_VRING_ADDR, &payload, &[]);
+        raw.send(SET_VRING_KICK, &words(&[0]), &[event().as_raw_fd()]);
+        raw.send(SET_VRING_ENABLE, &halves(&[0, 1]), &[]);
+        let refused = raw.refused();
+        assert!(
+            matches!(
+                refused,
+                VhostUserError::RingAddress(0) | VhostUserError::Device(_)
+            ),
+            "{addresses:x?}: {refused}"
+        );
+    }
+    unharmed(&backend);
+}
+
+/// THREATS "a vhost-user peer": a log with no bits for some of the memory, or that its file does not hold.
+#[test]
+fn short_logs_are_refused() {
+    let backend = backend();
+    const LOG_ALL: u64 = 1 << 26;
+    for (len, size, offset) in [(1, 2, 0), (0, 1, 0), (0x1000, 1, 0x1000), (1, u64::MAX, 0)] {
+        let raw = Raw::negotiated(&backend);
+        raw.send(
+            SET_LOG_BASE,
+            &words(&[size, offset]),
+            &[file(len).as_raw_fd()],
+        );
+        raw.refused();
+    }
+    // Two bytes are 16 pages; the memory has 17.
+    for (pages, enough) in [(16, true), (17, false)] {
+        let raw = Raw::negotiated(&backend);
+        raw.share(&file(0x1000 * pages), 0, 0x1000 * pages, 0);
+        raw.send(SET_LOG_BASE, &words(&[2, 0]), &[file(2).as_raw_fd()]);
+        assert_eq!(raw.reply().len(), 16);
+        let features = words(&[VERSION_1 | PROTOCOL_FEATURES | LOG_ALL]);
+        raw.send(SET_FEATURES, &features, &[]);
+        if enough {
+            raw.served();
+        } else {
+            let refused = raw.refused();
+            assert!(
+                matches!(refused, VhostUserError::Memory(MemoryError::ShortLog(0))),
+                "{refused}"
+            );
+        }
+    }
+    unharmed(&backend);
+}
+
+/// THREATS "a vhost-user peer": as many regions as it likes.
+#[test]
+fn memory_slots_are_bounded_and_found_again() {
+    let backend = backend();
+    let file = file(0x1000);
+    let slot = |at: u64| words(&[0, at << 12, 0x1000, at << 12, 0]);
+    let raw = Raw::negotiated(&backend);
+    for at in 0..512 {
+        raw.send(ADD_MEM_REG, &slot(at), &[file.as_raw_fd()]);
+    }
+    raw.send(REM_MEM_REG, &slot(7), &[]);
+    raw.send(ADD_MEM_REG, &slot(7), &[file.as_raw_fd()]);
+    raw.send(ADD_MEM_REG, &slot(512), &[file.as_raw_fd()]);
+    assert!(matches!(
+        raw.refused(),
+        VhostUserError::Memory(MemoryError::TooMany)
+    ));
+    let raw = Raw::negotiated(&backend);
+    raw.send(REM_MEM_REG, &slot(7), &[]);
+    assert!(matches!(
+        raw.refused(),
+        VhostUserError::Memory(MemoryError::Unknown { guest: 0x7000, .. })
+    ));
+    unharmed(&backend);
+}
+
+#[test]
+fn features_that_are_not_offered_are_refused() {
+    let backend = backend();
+    for bit in [0, 11, 25, 33, 63] {
+        let raw = Raw::negotiated(&backend);
+        raw.send(SET_FEATURES, &words(&[VERSION_1 | 1 << bit]), &[]);
+        assert!(matches!(raw.refused(), VhostUserError::Features { .. }));
+    }
+    let raw = Raw::connect(&backend);
+    raw.send(SET_PROTOCOL_FEATURES, &words(&[1 << 16]), &[]);
+    assert!(matches!(raw.refused(), VhostUserError::Features { .. }));
+    unharmed(&backend);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// THREATS "a vhost-user peer": whatever comes in whatever order, the backend lives.
+    #[test]
+    fn any_messages_leave_the_backend_alive(
+        messages in proptest::collection::vec(
+            (
+                prop_oneof![
+                    Just(SET_FEATURES), Just(SET_MEM_TABLE), Just(SET_VRING_NUM), Just(SET_VRING_ADDR),
+                    Just(SET_VRING_BASE), Just(SET_VRING_KICK), Just(SET_VRING_CALL),
+                    Just(SET_VRING_ENABLE), Just(GET_CONFIG), Just(34), Just(REM_MEM_REG), 0u32..50
+                ],
+                prop_oneof![
+                    any::<Vec<u8>>(),
+                    Just(words(&[0])),
+                    (0u32..2, any::<u32>()).prop_map(|(a, b)| halves(&[a, b])),
+                    (0u64..2, 0u64..0x12000).prop_map(|(a, b)| {
+                        [halves(&[1, 0]), words(&[a << 12, b, a << 12, 0])].concat()
+                    }),
+                    (0u64..0x1200, 0u64..0x12000).prop_map(|(a, b)| {
+                        [halves(&[0, 0]), words(&[a << 4, b & !3, a << 1, 0])].concat()
+                    }),
+                ],
+                0..4usize,
+            ),
+            0..12,
+        )
+    ) {
+        let backend = backend();
+        let (file, event) = (file(0x10000), event());
+        let raw = Raw::negotiated(&backend);
+        raw.share(&file, 0, 0x10000, 0);
+        for (code, payload, fd) in messages {
+            let files = match fd {
+                0 => vec![],
+                1 => vec![event.as_raw_fd()],
+                2 => vec![file.as_raw_fd()],
+                _ => vec![file.as_raw_fd(), event.as_raw_fd()],
+            };
+            raw.send(code, &payload, &files);
+        }
+        drop(raw.stream);
+        let _ = raw.serving.join().unwrap();
+        unharmed(&backend);
+    }
+}
