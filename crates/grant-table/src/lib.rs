@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+pub mod event;
 pub mod frame;
 pub mod guest;
 pub mod hypervisor;

@@ -3,7 +3,7 @@
 use bitflags::bitflags;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::DomId;
+use super::{DomId, argument};
 
 /// The index of an entry of a domain's grant table (`grant_ref_t`).
 #[derive(
@@ -247,16 +247,6 @@ pub mod op {
     pub const CACHE_FLUSH: u32 = 12;
     /// The bits of the command that are the operation; those above are the state of a continuation.
     pub const MASK: u32 = (1 << 12) - 1;
-}
-
-/// Declares the argument of an operation, all of whose bytes are fields.
-macro_rules! argument {
-    ($(#[$about:meta])* $name:ident { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }) => {
-        $(#[$about])*
-        #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-        #[repr(C)]
-        pub struct $name { $($(#[$field_about])* pub $field: $type,)* }
-    };
 }
 
 argument!(

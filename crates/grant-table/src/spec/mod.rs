@@ -2,6 +2,7 @@
 //!
 //! Each module names the header of `xen/include/public` that it restates.
 
+pub mod event;
 pub mod grant;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -89,3 +90,14 @@ impl Errno {
         -(self as i64)
     }
 }
+
+/// Declares the argument of an operation, all of whose bytes are fields.
+macro_rules! argument {
+    ($(#[$about:meta])* $name:ident { $($(#[$field_about:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_about])* pub $field: $type,)* }
+    };
+}
+pub(crate) use argument;
