@@ -41,6 +41,7 @@ impl Fixture {
             .build(&machine.decoder)
             .unwrap();
         function.set_requester(REQUESTER);
+        write16(&*function, COMMAND, COMMAND_BUS_MASTER);
         let routes = (0..vectors)
             .map(|vector| msix.route(vector).unwrap())
             .collect();
@@ -297,6 +298,7 @@ fn a_refused_message_is_not_delivered() {
         .capability(msix.capability(0, 0))
         .build(&machine.decoder)
         .unwrap();
+    write16(&*function, COMMAND, COMMAND_BUS_MASTER);
     let route = msix.route(0).unwrap();
     let point = |address: u32| msix.write(0, &address.to_le_bytes()).unwrap();
     point(0xfee0_0000);
@@ -326,12 +328,46 @@ fn messages_carry_the_requester_behind_the_bridge() {
     let port = RootPort::new(&machine.root, 4).unwrap();
     port.bus().insert(0, Arc::clone(&function) as _).unwrap();
     msix.write(12, &[0; 4]).unwrap();
+    write16(&*function, COMMAND, COMMAND_BUS_MASTER);
     write16(&*function, CONTROL, ENABLE);
     for bus in [1, 0x42, 0xff] {
         let id = RequesterId::new(0, RequesterId::devfn_of(4, 0));
         machine.write32(id, 0x18, 0xff_0000 | u32::from(bus) << 8);
         msix.route(0).unwrap().trigger().unwrap();
         assert_eq!(router.take()[0].requester, RequesterId::new(bus, 0));
+    }
+}
+
+/// A message is a memory request, which a function may only send as a bus master (PCIe §7.5.1.1.3); until then it waits.
+#[test]
+fn messages_wait_for_bus_mastering() {
+    let f = Fixture::new(1);
+    f.set(0, 7, false);
+    f.control(ENABLE);
+    let (router, msi, function) = msi(1);
+    write32(&*function, 0x44, 0xfee0_0000);
+    write16(&*function, 0x4c, 7);
+    write16(&*function, 0x42, 1);
+    let cases = [
+        (&f.router, Arc::clone(&f.routes[0]), &f.function),
+        (&router, msi.route(0).unwrap(), &function),
+    ];
+    for (router, route, function) in cases {
+        write16(&**function, COMMAND, COMMAND_MEMORY);
+        route.trigger().unwrap();
+        assert_eq!(router.take(), []);
+        let saved = function.save();
+        function.restore(&saved).unwrap();
+        assert_eq!(router.take(), []);
+        write16(&**function, COMMAND, COMMAND_BUS_MASTER);
+        let sent: Vec<u32> = router
+            .take()
+            .into_iter()
+            .map(|message| message.data)
+            .collect();
+        assert_eq!(sent, [7]);
+        write16(&**function, COMMAND, COMMAND_BUS_MASTER);
+        assert_eq!(router.take(), []);
     }
 }
 
@@ -456,6 +492,7 @@ fn msi(vectors: u8) -> (RecordingRouter, Arc<Msi>, Arc<ConfigSpace>) {
         .build(&machine.decoder)
         .unwrap();
     function.set_requester(REQUESTER);
+    write16(&*function, COMMAND, COMMAND_BUS_MASTER);
     (router, msi, function)
 }
 
@@ -491,6 +528,7 @@ fn msi_vectors_share_an_address_and_count_in_the_data() {
         }
         msi.restore_pending(0);
         function.reset();
+        write16(&*function, COMMAND, COMMAND_BUS_MASTER);
         write32(&*function, 0x44, 0xfee0_1000);
         write32(&*function, 0x48, 0x2);
         write16(&*function, 0x4c, 0x4043);

@@ -244,6 +244,10 @@ impl CapabilityHandler for Probe {
             .push(format!("written {range:?} {value:#x}"));
     }
 
+    fn set_bus_master(&self, enabled: bool) {
+        self.log.lock().unwrap().push(format!("master {enabled}"));
+    }
+
     fn set_requester(&self, requester: RequesterId) {
         self.log.lock().unwrap().push(format!("is {requester}"));
     }
@@ -284,11 +288,16 @@ fn handlers_see_their_part_of_each_access() {
         .insert(0x18, Arc::clone(&function) as _)
         .unwrap();
     function.reset();
-    assert_eq!(log(), ["is 00:03.0", "reset", "written 0..8 0x9"]);
+    assert_eq!(
+        log(),
+        ["is 00:03.0", "reset", "master false", "written 0..8 0x9"]
+    );
+    write16(&*function, COMMAND, COMMAND_BUS_MASTER);
+    assert_eq!(log(), ["master true"]);
     assert_eq!(function.requester(), RequesterId::new(0, 0x18));
     let saved = function.save();
     function.restore(&saved).unwrap();
-    assert_eq!(log(), ["written 0..8 0x9"]);
+    assert_eq!(log(), ["master true", "written 0..8 0x9"]);
 }
 
 #[test]

@@ -267,6 +267,53 @@ fn a_function_reset_stops_the_queues() {
     assert_eq!(status(&rig), 0);
 }
 
+/// A function that is no bus master reaches no memory (PCIe §7.5.1.1.3): its queues stand, and its messages wait.
+#[test]
+fn queues_run_while_the_function_masters_the_bus() {
+    let (rig, device, _) = rig();
+    let master = |enabled: bool| {
+        let command = 2 | u16::from(enabled) << 2;
+        rig.transport
+            .function()
+            .write_config(0x04, &command.to_le_bytes());
+    };
+    let running = || device.running.lock().unwrap().len();
+    rig.enable_msix();
+    rig.transport.resume();
+    master(false);
+    bring_up(&rig);
+    rig.write(common::QUEUE_MSIX_VECTOR, &2_u16.to_le_bytes());
+    rig.write(common::CONFIG_MSIX_VECTOR, &3_u16.to_le_bytes());
+    assert_eq!((status(&rig), running()), (15, 0));
+    device.events().config_changed();
+    assert_eq!(rig.router.take(), []);
+    master(true);
+    master(true);
+    assert_eq!((running(), rig.router.take().len()), (1, 1));
+    master(false);
+    assert_eq!(running(), 0);
+
+    // Neither of pausing and bus mastering undoes the other.
+    rig.transport.pause();
+    master(true);
+    assert_eq!(running(), 0);
+    master(false);
+    rig.transport.resume();
+    assert_eq!(running(), 0);
+    let state = rig.transport.save();
+    rig.transport.restore(&state).unwrap();
+    rig.transport.resume();
+    assert_eq!((status(&rig), running()), (15, 0));
+    master(true);
+    assert_eq!(running(), 1);
+    let state = rig.transport.save();
+    master(false);
+    rig.transport.restore(&state).unwrap();
+    assert_eq!(running(), 0, "restored and still paused");
+    rig.transport.resume();
+    assert_eq!(running(), 1);
+}
+
 /// THREATS: snapshot bytes (CVE-2023-50711, openvmm InvalidSavedState). Any single field that no driver can bring about is refused.
 #[test]
 fn hostile_states_are_refused() {

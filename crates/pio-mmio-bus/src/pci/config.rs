@@ -116,6 +116,9 @@ impl ConfigSpace {
             }
         }
         for Handled { window, handler } in &self.handlers {
+            if commanded {
+                handler.set_bus_master(command.contains(Command::BUS_MASTER));
+            }
             if let Some(part) = within(range, window) {
                 handler.written(registers.slice(window.clone()), part);
             }

@@ -43,6 +43,12 @@ pub trait CapabilityHandler: Send + Sync {
     /// snapshot, with the whole range.
     fn written(&self, registers: &[u8], range: Range<usize>);
 
+    /// Whether the function may send memory requests: reach memory, signal messages (Bus Master Enable, PCIe §7.5.1.1.3). Not, until
+    /// told otherwise; may be told the same again.
+    fn set_bus_master(&self, enabled: bool) {
+        let _ = enabled;
+    }
+
     /// The function's requests carry this identity from now on.
     fn set_requester(&self, requester: RequesterId) {
         let _ = requester;

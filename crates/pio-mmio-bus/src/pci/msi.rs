@@ -23,6 +23,7 @@ pub struct Msi {
 }
 
 struct State {
+    bus_master: bool,
     requester: RequesterId,
     registers: [u8; LENGTH],
     vectors: Vec<Vector>,
@@ -47,6 +48,7 @@ impl Msi {
             .collect::<Result<_, _>>()?;
         Ok(Arc::new(Self {
             state: Mutex::new(State {
+                bus_master: false,
                 requester: RequesterId::default(),
                 registers: [0; LENGTH],
                 vectors: vectors_of_router,
@@ -121,7 +123,7 @@ impl State {
         let address = u64::from(self.u32(ADDRESS_UPPER)) << 32 | u64::from(self.u32(ADDRESS));
         let (data, mask) = (self.u16(DATA), self.u32(MASK));
         for (index, vector) in (0..MAX_VECTORS).zip(&mut self.vectors) {
-            let open = index < granted && mask >> index & 1 == 0;
+            let open = self.bus_master && index < granted && mask >> index & 1 == 0;
             // The function owns as many low bits of the data as the granted vectors need.
             let low = u16::from(granted.saturating_sub(1));
             vector.connect(open.then_some(MsiMessage {
@@ -164,6 +166,12 @@ impl CapabilityHandler for Msi {
         };
         let mut state = self.lock();
         state.registers = *registers;
+        state.connect();
+    }
+
+    fn set_bus_master(&self, enabled: bool) {
+        let mut state = self.lock();
+        state.bus_master = enabled;
         state.connect();
     }
 

@@ -50,7 +50,7 @@ pub enum VectorsError {
 ///
 /// A [`BusDevice`] for a BAR, or for a part of one: the table is at offset 0, the pending bits at
 /// [`pba_offset`](Self::pba_offset). A device takes its [`route`](Self::route)s once and signals them at any time. What it
-/// signals while the guest has the vector masked is pending, and delivered when the guest unmasks.
+/// signals while the guest has the vector masked, or the function may not master the bus, is pending and delivered afterwards.
 pub struct Msix {
     state: Mutex<State>,
     /// As `State::control` says; read by devices at each interrupt.
@@ -60,6 +60,7 @@ pub struct Msix {
 
 struct State {
     control: Control,
+    bus_master: bool,
     requester: RequesterId,
     entries: Vec<Entry>,
 }
@@ -114,6 +115,7 @@ impl Msix {
         Ok(Arc::new(Self {
             state: Mutex::new(State {
                 control: Control::empty(),
+                bus_master: false,
                 requester: RequesterId::default(),
                 entries,
             }),
@@ -227,7 +229,8 @@ impl Msix {
 impl State {
     /// Brings the routes of some vectors in line with the table.
     fn connect(&mut self, vectors: Range<usize>) {
-        let open = self.control.contains(Control::ENABLE)
+        let open = self.bus_master
+            && self.control.contains(Control::ENABLE)
             && !self.control.contains(Control::FUNCTION_MASK);
         let requester = self.requester;
         for entry in self.entries.get_mut(vectors).into_iter().flatten() {
@@ -326,6 +329,12 @@ impl CapabilityHandler for Msix {
         state.control = Control::from_bits_truncate(u16::from_le_bytes(*bytes));
         self.enabled
             .store(state.control.contains(Control::ENABLE), Ordering::Release);
+        state.connect(0..usize::from(self.count));
+    }
+
+    fn set_bus_master(&self, enabled: bool) {
+        let mut state = self.lock();
+        state.bus_master = enabled;
         state.connect(0..usize::from(self.count));
     }
 

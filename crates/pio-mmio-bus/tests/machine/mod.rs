@@ -142,4 +142,5 @@ pub fn peek(reader: &mut BusReader, address: u64) -> Option<u8> {
 pub const COMMAND: u16 = 0x04;
 pub const COMMAND_IO: u16 = 1;
 pub const COMMAND_MEMORY: u16 = 2;
+pub const COMMAND_BUS_MASTER: u16 = 4;
 pub const BAR0: u16 = 0x10;

@@ -174,6 +174,8 @@ pub(super) struct StatusMachine<M> {
     queues: Vec<QueueSetupState>,
     /// Queues do not run although the status says so: between `pause` and `resume`.
     paused: bool,
+    /// Nor do they while the device may not reach memory.
+    bus_master: bool,
 }
 
 impl<M: GuestAddressSpace> StatusMachine<M> {
@@ -213,6 +215,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
             driver_features: 0,
             queue_select: 0,
             paused: false,
+            bus_master: true,
         })
     }
 
@@ -296,6 +299,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
             queue_select,
             queues,
             paused,
+            bus_master: _,
         } = self;
         for (index, (queue, max_size)) in (0..).zip(queues.iter_mut().zip(device.queue_max_sizes()))
         {
@@ -472,7 +476,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
         else {
             return Ok(());
         };
-        if !queue.enabled || self.paused {
+        if !queue.enabled || self.paused || !self.bus_master {
             return Ok(());
         }
         let resources = QueueResources {
@@ -494,19 +498,41 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
         self.device.start_queue(index, resources, queue.ring.take())
     }
 
+    /// Whether the device may reach memory. While it may not its queues stand where they were.
+    pub(super) fn set_bus_master(&mut self, enabled: bool) {
+        if self.bus_master == enabled {
+            return;
+        }
+        self.bus_master = enabled;
+        if enabled {
+            self.start_live_queues();
+        } else {
+            self.stop_queues();
+        }
+    }
+
     /// Stops all queues where they are. Idempotent.
     pub(super) fn pause(&mut self) {
+        self.stop_queues();
+        self.paused = true;
+    }
+
+    fn stop_queues(&mut self) {
         for (index, queue) in (0..).zip(&mut self.queues) {
             if let Some(ring) = self.device.stop_queue(index) {
                 queue.ring = Some(ring);
             }
         }
-        self.paused = true;
     }
 
     /// Carries on after `pause` or `restore`.
     pub(super) fn resume(&mut self) {
         self.paused = false;
+        self.start_live_queues();
+    }
+
+    /// Starts the enabled queues of a live driver, as far as they may run.
+    fn start_live_queues(&mut self) {
         let status = self.status();
         if status.contains(Status::DRIVER_OK) && !status.contains(Status::DEVICE_NEEDS_RESET) {
             self.start_enabled_queues();
@@ -528,6 +554,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
             queue_select,
             queues,
             paused: _,
+            bus_master: _,
         } = self;
         TransportState {
             status: signals.status().bits(),

@@ -50,6 +50,7 @@ fn structure(kind: u8, offset: u64, length: u64) -> Capability {
 }
 
 /// The window onto the BAR for those who cannot map it, such as firmware (virtio 1.3 §4.1.4.9). It reaches the virtio structures only.
+/// It also hears what happens to the function.
 struct ConfigAccess<M>(Arc<BarRegisters<M>>);
 
 const WINDOW: Range<usize> = capability::EXTRA..capability::EXTRA + 4;
@@ -97,6 +98,10 @@ impl<M: GuestAddressSpace + Send + Sync> CapabilityHandler for ConfigAccess<M> {
             // As on the bus, a write that a register does not take is ignored.
             let _ = self.0.write(offset, data);
         }
+    }
+
+    fn set_bus_master(&self, enabled: bool) {
+        self.0.lock().set_bus_master(enabled);
     }
 
     fn reset(&self) {

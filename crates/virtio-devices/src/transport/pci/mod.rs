@@ -148,12 +148,13 @@ impl<M: GuestAddressSpace + Send + Sync + 'static> PciTransport<M> {
             Features::empty()
         };
         let kind = device.device_type();
-        let machine = StatusMachine::new(
+        let mut machine = StatusMachine::new(
             device,
             memory,
             extra,
             Arc::clone(&interrupts) as Arc<dyn Interrupts>,
         )?;
+        machine.set_bus_master(false);
         let registers = Arc::new(BarRegisters::new(machine, Arc::clone(&interrupts)));
         let bar = |name: &str, size, device| Bar {
             kind: BarKind::Memory64 {
