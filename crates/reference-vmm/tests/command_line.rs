@@ -49,6 +49,7 @@ fn help_names_every_option_and_status() {
         "--console",
         "--transport",
         "--report",
+        "--no-reboot",
         "Exit status",
         "Example",
     ] {

@@ -31,7 +31,7 @@ pub(super) struct DemoArgs {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReportArgs {
-    /// File for a report of the guest's exits: JSON if its name ends in .json, a plot if in .svg, else a table. May be repeated
+    /// File for a report of the guest's exits: JSON if its name ends in .json, a plot if in .svg, else a table. May be repeated. Of a guest that was reset it is the last life
     #[arg(long = "report", value_name = "FILE")]
     pub(super) files: Vec<PathBuf>,
 }
@@ -46,7 +46,7 @@ Exit status:
   1      the machine could not be made or run
   2      the command line was wrong
   3      the guest crashed: triple fault or kernel panic
-  4      the guest asked for a reset
+  4      the guest asked for a reset, with --no-reboot
   128+N  signal N ended the machine cleanly
 
 Example:
@@ -83,6 +83,10 @@ pub(super) struct RunArgs {
     /// How the guest finds its virtio devices
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
     pub(super) transport: TransportArg,
+
+    /// End with status 4 when the guest resets, instead of booting it again
+    #[arg(long)]
+    pub(super) no_reboot: bool,
 
     #[command(flatten)]
     pub(super) report: ReportArgs,

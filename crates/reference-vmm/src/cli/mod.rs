@@ -6,6 +6,7 @@ mod report;
 mod run;
 mod size;
 mod terminal;
+mod watch;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -32,7 +33,7 @@ mod status {
 pub fn main() -> ExitCode {
     let args = Args::parse();
     let result = match args.command {
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(&args),
         Command::Demo(args) => demo::run(&args),
     };
     match result {

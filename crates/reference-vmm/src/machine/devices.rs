@@ -16,6 +16,7 @@ use super::virtio::{AttachError, VirtioDevices};
 use super::{MachineError, Memory};
 
 /// A network interface.
+#[derive(Clone, Debug)]
 pub struct Nic {
     /// The host's side.
     pub tap: Tap,

@@ -40,6 +40,7 @@ pub fn command_line(
             "256M",
             "--disk",
             &text(disk),
+            "--no-reboot",
             "--net",
             &format!("tap={TAP}"),
             "--console",

@@ -39,8 +39,8 @@ pub enum TapError {
     },
 }
 
-/// A tap interface with one queue a queue pair.
-#[derive(Debug)]
+/// A tap interface with one queue a queue pair. A clone is the same interface, for the next device after the one that has it.
+#[derive(Clone, Debug)]
 pub struct Tap {
     name: String,
     queues: Vec<Arc<TapQueue>>,
