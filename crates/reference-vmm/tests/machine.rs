@@ -20,6 +20,8 @@ const ADDRESS: u32 = 0x20_0000;
 const POWER_OFF: [u8; 10] = [0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee, 0xf4, 0xeb, 0xfd];
 /// `mov al, 0xfe; out 0x64, al`, then halt for ever.
 const RESET: [u8; 7] = [0xb0, 0xfe, 0xe6, 0x64, 0xf4, 0xeb, 0xfd];
+/// `mov eax, 0xffff0; jmp eax`: to where firmware is entered.
+const ENTER_FIRMWARE: [u8; 7] = [0xb8, 0xf0, 0xff, 0x0f, 0x00, 0xff, 0xe0];
 /// `mov dx, 0x505; mov al, 1; out dx, al`, then halt for ever.
 const PANIC: [u8; 10] = [0x66, 0xba, 0x05, 0x05, 0xb0, 0x01, 0xee, 0xf4, 0xeb, 0xfd];
 /// `ud2`, without anything to handle the exception.
@@ -72,8 +74,10 @@ fn power_off_and_reset_are_told_apart() {
         assert_eq!(stopped.reason, Stop::PowerOff);
         stopped.flushed.unwrap();
     }
-    if let Some(stopped) = run(&RESET) {
-        assert_eq!(stopped.reason, Stop::Reset);
+    for image in [&RESET, &ENTER_FIRMWARE] {
+        if let Some(stopped) = run(image) {
+            assert_eq!(stopped.reason, Stop::Reset);
+        }
     }
 }
 

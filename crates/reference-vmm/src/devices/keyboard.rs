@@ -16,6 +16,18 @@ pub const COMMAND: u16 = BASE + 4;
 /// The command that resets the processor.
 pub const RESET: u8 = 0xfe;
 
+/// All of this machine's firmware: what it does when it is entered is to reset. `mov al, RESET; out COMMAND, al`, then halt for
+/// ever. Linux goes there to reset a hardware-reduced machine without EFI (arch/x86/kernel/reboot.c), and nowhere else.
+pub const FIRMWARE: [u8; 7] = [
+    0xb0,
+    RESET,
+    0xe6,
+    COMMAND.to_le_bytes()[0],
+    0xf4,
+    0xeb,
+    0xfd,
+];
+
 struct ResetPin(Arc<StopSwitch>);
 
 impl Trigger for ResetPin {

@@ -12,7 +12,11 @@ pub const GIB: u64 = 1 << 30;
 /// End of conventional memory; from here to 1 MiB a PC has no usable RAM.
 pub const CONVENTIONAL_END: u64 = 0xa_0000;
 /// Where the ACPI tables are, in the range that an OS searches for the RSDP (ACPI 6.5 §5.2.5.1).
-pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_f000;
+/// Where a PC has its firmware.
+pub const FIRMWARE: Range<u64> = 0xf_f000..0x10_0000;
+/// Where the firmware is entered in real mode, at FFFF:0000.
+pub const FIRMWARE_ENTRY: u64 = 0xf_fff0;
 /// Start of extended memory, where kernels are loaded.
 pub const HIGH_RAM: u64 = MIB;
 /// First address of the hole below 4 GiB: RAM beyond it continues at [`ABOVE_4G`].
@@ -151,6 +155,7 @@ impl Layout {
         let mut map = vec![
             entry(0..CONVENTIONAL_END, RangeKind::Ram),
             entry(ACPI_TABLES, RangeKind::AcpiTables),
+            entry(FIRMWARE, RangeKind::Reserved),
             entry(HIGH_RAM..self.low_ram_end(), RangeKind::Ram),
             entry(ECAM, RangeKind::Reserved),
         ];

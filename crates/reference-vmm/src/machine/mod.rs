@@ -22,12 +22,13 @@ pub use virtio::{AttachError, Transport};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};
+use crate::devices::keyboard;
 use crate::devices::serial::SerialPort;
 use crate::kvm::{self, KvmError, Vm};
 use crate::vcpu::{self, Buses, Finished, Runner, StartError, VcpuThread, cpuid};
 use board::Motherboard;
 use devices::Devices;
-use layout::{Layout, LayoutError};
+use layout::{FIRMWARE_ENTRY, Layout, LayoutError};
 use stop::{Stop, StopSwitch};
 use virtio::VirtioDevices;
 
@@ -143,6 +144,7 @@ impl Machine {
             virtio_mmio: &devices.virtio.slots,
         })?;
         memory.write_slice(&tables.bytes, GuestAddress(tables.address))?;
+        memory.write_slice(&keyboard::FIRMWARE, GuestAddress(FIRMWARE_ENTRY))?;
         let entry = boot::load(&memory, &layout, config.payload, tables.rsdp)?;
 
         let tsc_deadline = vm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
