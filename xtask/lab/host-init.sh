@@ -19,6 +19,8 @@ mkdir -p /host/job /host/proc /host/sys /host/dev /host/run
 mount --bind /proc /host/proc
 mount --bind /sys /host/sys
 mount --bind /dev /host/dev
+mkdir -p /dev/pts
+mount -t devpts -o ptmxmode=666 devpts /host/dev/pts
 mount -t tracefs trace /host/sys/kernel/tracing
 mount -t tmpfs run /host/run
 mount -t 9p -o trans=virtio,version=9p2000.L,msize=512000 job /host/job

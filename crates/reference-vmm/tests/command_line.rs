@@ -116,7 +116,7 @@ fn wrong_arguments_have_a_status_of_their_own() {
         &["run", "--kernel", "k", "--net", "bridge=br0"],
         &["run", "--kernel", "k", "--net", "mac=02:00:00:00:00:01"],
         &["run", "--kernel", "k", "--net", "tap=t,mac=nonsense"],
-        &["run", "--kernel", "k", "--console", "stdio"],
+        &["run", "--kernel", "k", "--console", "stdin"],
         &["run", "--kernel", "k", "--transport", "isa"],
         &["fly"],
     ] {

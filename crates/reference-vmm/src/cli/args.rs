@@ -38,7 +38,8 @@ pub(super) struct ReportArgs {
 
 /// Boot a Linux kernel.
 ///
-/// The first serial port is the terminal: type Ctrl-A X to end the machine, Ctrl-A Ctrl-A for a Ctrl-A.
+/// The first serial port is the terminal: type Ctrl-A X to end the machine, Ctrl-A Ctrl-A for a Ctrl-A. With `--console stdio` what is
+/// typed goes to the virtio console instead, and both print.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status:
@@ -76,9 +77,9 @@ pub(super) struct RunArgs {
     #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", value_parser = net)]
     pub(super) nets: Vec<NetArg>,
 
-    /// File that a virtio console (hvc0 in Linux) prints to
-    #[arg(long, value_name = "file=FILE", value_parser = console)]
-    pub(super) console: Option<PathBuf>,
+    /// Virtio console (hvc0 in Linux): on the terminal, or printing to a file
+    #[arg(long, value_name = "stdio|file=FILE", value_parser = console)]
+    pub(super) console: Option<ConsoleArg>,
 
     /// How the guest finds its virtio devices
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
@@ -151,10 +152,18 @@ fn net(text: &str) -> Result<NetArg, String> {
     })
 }
 
-fn console(text: &str) -> Result<PathBuf, String> {
+/// Where a virtio console is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum ConsoleArg {
+    Stdio,
+    File(PathBuf),
+}
+
+fn console(text: &str) -> Result<ConsoleArg, String> {
     match text.split_once('=') {
-        Some(("file", path)) if !path.is_empty() => Ok(path.into()),
-        _ => Err("expected file=FILE".to_owned()),
+        None if text == "stdio" => Ok(ConsoleArg::Stdio),
+        Some(("file", path)) if !path.is_empty() => Ok(ConsoleArg::File(path.into())),
+        _ => Err("expected stdio or file=FILE".to_owned()),
     }
 }
 

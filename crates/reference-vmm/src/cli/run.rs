@@ -1,14 +1,15 @@
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, PipeWriter, Write};
+use std::os::fd::AsFd;
 
 use virtio_devices::console::Port;
 use virtio_devices::net::{MacAddress, Tap, TapError};
 
-use super::args::RunArgs;
+use super::args::{ConsoleArg, RunArgs};
 use super::report;
 use super::status;
 use super::terminal::RawMode;
-use super::watch::Watch;
+use super::watch::{Keyboard, Watch};
 use crate::boot::{Image, Linux, Payload};
 use crate::machine::disk::Disk;
 use crate::machine::stop::Stop;
@@ -22,13 +23,16 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
     let mut watch = Watch::new()?;
     let mut terminal = None;
     let stopped = loop {
-        let machine = Machine::new(kept.config(args)?)?;
-        let (stop, serial) = (machine.stop_switch(), machine.serial());
+        let (config, keys) = kept.config(args)?;
+        let machine = Machine::new(config)?;
+        let stop = machine.stop_switch();
+        let mut keyboard =
+            keys.map_or_else(|| Keyboard::Serial(machine.serial()), Keyboard::Console);
         if terminal.is_none() {
-            terminal = Some(RawMode::enter()?);
+            terminal = Some(RawMode::enter(rustix::stdio::stdin())?);
         }
         let running = machine.start()?;
-        let watched = watch.until_stopped(&stop, &serial);
+        let watched = watch.until_stopped(&stop, &mut keyboard);
         let stopped = running.finish();
         watched?;
         if stopped.reason != Stop::Reset || stopped.flushed.is_err() || args.no_reboot {
@@ -59,6 +63,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
 /// truncated. All else is opened and made anew, so that nothing of one life of the guest reaches the next.
 struct Kept {
     nics: Vec<Nic>,
+    /// Where the virtio console prints.
     console: Option<File>,
 }
 
@@ -78,7 +83,8 @@ impl Kept {
             })
             .collect::<Result<_, TapError>>()?;
         let console = match &args.console {
-            Some(path) => Some(File::create(path).map_err(|error| {
+            Some(ConsoleArg::Stdio) => Some(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
+            Some(ConsoleArg::File(path)) => Some(File::create(path).map_err(|error| {
                 format!(
                     "cannot create the console\'s file {}: {error}",
                     path.display()
@@ -89,8 +95,8 @@ impl Kept {
         Ok(Self { nics, console })
     }
 
-    /// Describes a machine that boots from the start.
-    fn config(&self, args: &RunArgs) -> Result<Config, Error> {
+    /// Describes a machine that boots from the start, and says where to type, if not into its serial port.
+    fn config(&self, args: &RunArgs) -> Result<(Config, Option<PipeWriter>), Error> {
         let payload = Payload::Linux(Linux {
             kernel: Image::open(&args.kernel, "kernel")?,
             initrd: args
@@ -105,19 +111,28 @@ impl Kept {
             .iter()
             .map(|disk| Disk::open(&disk.path, disk.read_only))
             .collect::<Result<_, _>>()?;
-        let console = self.console.as_ref().map(File::try_clone).transpose()?;
-        Ok(Config {
+        let output = self.console.as_ref().map(File::try_clone).transpose()?;
+        let mut console = output.map(|file| Port::console().output(file));
+        let mut keys = None;
+        if args.console == Some(ConsoleArg::Stdio) {
+            let (reader, writer) = io::pipe()?;
+            rustix::io::ioctl_fionbio(&writer, true)?;
+            console = console.map(|port| port.input(reader));
+            keys = Some(writer);
+        }
+        let config = Config {
             cpus: args.cpus,
             memory: args.memory,
             payload,
             peripherals: Peripherals {
                 disks,
                 nics: self.nics.clone(),
-                console: console.map(|file| Port::console().output(file)),
+                console,
             },
             transport: args.transport.into(),
             serial: Box::new(io::stdout()),
             timed: !args.report.files.is_empty(),
-        })
+        };
+        Ok((config, keys))
     }
 }

@@ -1,37 +1,42 @@
 //! The terminal in raw mode, and what the user types into it.
 
 use std::io;
+use std::os::fd::AsFd;
 
-use rustix::stdio::stdin;
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
-/// Keeps standard input in raw mode while it lives, if it is a terminal.
-pub(super) struct RawMode {
+/// Keeps a file in raw mode while it lives, if it is a terminal.
+pub(super) struct RawMode<F: AsFd> {
+    file: F,
     previous: Option<Termios>,
 }
 
-impl RawMode {
-    pub(super) fn enter() -> io::Result<Self> {
-        if !isatty(stdin()) {
-            return Ok(Self { previous: None });
+impl<F: AsFd> RawMode<F> {
+    pub(super) fn enter(file: F) -> io::Result<Self> {
+        if !isatty(&file) {
+            return Ok(Self {
+                file,
+                previous: None,
+            });
         }
-        let previous = tcgetattr(stdin())?;
+        let previous = tcgetattr(&file)?;
         let mut raw = previous.clone();
         raw.make_raw();
         // Output keeps turning line feeds into new lines, for messages of the VMM.
         raw.output_modes = previous.output_modes;
-        tcsetattr(stdin(), OptionalActions::Now, &raw)?;
+        tcsetattr(&file, OptionalActions::Now, &raw)?;
         Ok(Self {
+            file,
             previous: Some(previous),
         })
     }
 }
 
-impl Drop for RawMode {
+impl<F: AsFd> Drop for RawMode<F> {
     fn drop(&mut self) {
         if let Some(previous) = &self.previous {
             // A terminal that has gone needs no restoring.
-            let _ = tcsetattr(stdin(), OptionalActions::Now, previous);
+            let _ = tcsetattr(&self.file, OptionalActions::Now, previous);
         }
     }
 }
@@ -62,7 +67,44 @@ impl Escape {
 
 #[cfg(test)]
 mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use rustix::fs::{Mode, OFlags, open};
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::LocalModes;
+
     use super::*;
+
+    #[test]
+    fn a_terminal_is_raw_until_the_end_or_a_panic() {
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        grantpt(&master).unwrap();
+        unlockpt(&master).unwrap();
+        let name = ptsname(&master, Vec::new()).unwrap();
+        let terminal = open(name, OFlags::RDWR | OFlags::NOCTTY, Mode::empty()).unwrap();
+        let modes = || {
+            let now = tcgetattr(&terminal).unwrap();
+            (now.local_modes, now.input_modes, now.output_modes)
+        };
+        let before = modes();
+        let raw = RawMode::enter(&terminal).unwrap();
+        assert!(!modes().0.intersects(LocalModes::ICANON | LocalModes::ECHO));
+        assert_eq!(modes().2, before.2);
+        drop(raw);
+        assert_eq!(modes(), before);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _raw = RawMode::enter(&terminal).unwrap();
+            assert_eq!(modes(), before, "the panic that is meant");
+        }));
+        assert!(panicked.is_err());
+        assert_eq!(modes(), before);
+    }
+
+    #[test]
+    fn what_is_no_terminal_is_left_alone() {
+        let (reader, _writer) = io::pipe().unwrap();
+        assert!(RawMode::enter(reader).unwrap().previous.is_none());
+    }
 
     #[test]
     fn commands_are_taken_out_wherever_reads_split_them() {

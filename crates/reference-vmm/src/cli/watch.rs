@@ -1,8 +1,9 @@
 //! What the main thread does while the guest runs: it waits for the end, a signal, and what the user types.
 
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, PipeWriter, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -10,6 +11,27 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::terminal::Escape;
 use crate::devices::serial::SerialPort;
 use crate::machine::stop::{Stop, StopSwitch};
+
+/// Where what is typed goes. Beyond what it takes at once, typing is lost, as on a real line.
+pub(super) enum Keyboard {
+    /// To the serial port.
+    Serial(Arc<SerialPort>),
+    /// To a pipe, that does not block, into the virtio console.
+    Console(PipeWriter),
+}
+
+impl Keyboard {
+    fn press(&mut self, keys: &[u8]) {
+        match self {
+            Self::Serial(port) => {
+                port.input(keys);
+            }
+            Self::Console(pipe) => {
+                let _ = pipe.write(keys);
+            }
+        }
+    }
+}
 
 /// Waits for signals and input, for one machine after the other.
 pub(super) struct Watch {
@@ -59,7 +81,7 @@ impl Watch {
     pub(super) fn until_stopped(
         &mut self,
         stop: &StopSwitch,
-        serial: &SerialPort,
+        keyboard: &mut Keyboard,
     ) -> io::Result<()> {
         self.add(stop.event(), STOP)?;
         let mut events = [EpollEvent::default(); 4];
@@ -72,7 +94,7 @@ impl Watch {
             for event in events.iter().take(count) {
                 match event.data() {
                     STOP => {}
-                    INPUT => self.input(stop, serial)?,
+                    INPUT => self.input(stop, keyboard)?,
                     tag => {
                         let signal = self
                             .signals
@@ -88,7 +110,7 @@ impl Watch {
         self.remove(stop.event())
     }
 
-    fn input(&mut self, stop: &StopSwitch, serial: &SerialPort) -> io::Result<()> {
+    fn input(&mut self, stop: &StopSwitch, keyboard: &mut Keyboard) -> io::Result<()> {
         let mut buffer = [0; 256];
         // Not through the standard library's buffer: what that holds back, epoll does not see.
         let stdin = rustix::stdio::stdin();
@@ -113,8 +135,7 @@ impl Watch {
         if quit {
             stop.throw(Stop::User);
         }
-        // Beyond what the port keeps, typing is lost, as on a real line.
-        serial.input(&typed);
+        keyboard.press(&typed);
         Ok(())
     }
 }
