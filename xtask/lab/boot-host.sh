@@ -44,7 +44,7 @@ mkfifo "$WORK/silent" # nc answers the end of its input with the end of the conn
 nc=$!
 
 # KVM's own counts, of exits to user space by reason and of MMIO writes (kicks among them) outside
-# the APIC's page. Setting a trigger anew starts at 0.
+# the APIC's page by address. Setting a trigger anew starts at 0.
 events=/sys/kernel/tracing/events/kvm
 count() { # count EVENT TRIGGER
     [ -e $events/"$1" ] || return 0
@@ -52,12 +52,13 @@ count() { # count EVENT TRIGGER
     echo "hist:$2" >$events/"$1"/trigger
 }
 count kvm_userspace_exit 'keys=reason'
-count kvm_mmio 'keys=type if type == 2 && (gpa < 0xfee00000 || gpa > 0xfeefffff)'
+count kvm_mmio 'keys=gpa.hex if type == 2 && (gpa < 0xfee00000 || gpa > 0xfeefffff)'
 exits() { [ ! -e $events ] || grep '^{' $events/kvm_userspace_exit/hist >"$RESULTS/exits-$1"; }
 mark() { # mark WORK WHEN: user-space exits for MMIO and MMIO writes so far
     exits mark
     mmio=$(sed -n 's/.*reason: *6 } hitcount: *//p' "$RESULTS/exits-mark")
-    writes=$(sed -n 's/ *Hits: //p' $events/kvm_mmio/hist)
+    cp $events/kvm_mmio/hist "$RESULTS/mmio-$1-$2"
+    writes=$(sed -n 's/ *Hits: //p' "$RESULTS/mmio-$1-$2")
     echo "$1 $2 ${mmio:-0} ${writes:-0}" >>"$RESULTS/marks"
 }
 # What the VMM keeps in memory beyond the guest's RAM (mappings of 64 MiB and more), in KiB.

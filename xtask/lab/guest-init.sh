@@ -70,19 +70,10 @@ measure() { # measure NAME COUNTER COMMAND…
     sleep 1
     echo "guest: io $name ends: $((done_after - done_before)) $((interrupts_after - interrupts_before))"
 }
-read_blocks() { dd if=/dev/vda of=/dev/null bs=4k iflag=direct skip="$1" count="$2" 2>/dev/null; }
-read_at_once() { # 32 readers
-    reader=0
-    while [ $reader -lt 32 ]; do
-        read_blocks $((reader * 256)) 32 &
-        reader=$((reader + 1))
-    done
-    wait
-}
 download() { wget -q -O /dev/null http://192.168.77.1:8080/blob; }
 if grep -q lab.measure /proc/cmdline; then
-    measure block-depth-1 requests read_blocks 0 1000
-    measure block-depth-32 requests read_at_once
+    measure block-depth-1 requests random-read /dev/vda 1 1024
+    measure block-depth-32 requests random-read /dev/vda 32 1024
     measure net-download packets download
 fi
 

@@ -75,7 +75,10 @@ impl Host {
         progress.step("the lab's kernel");
         let kernel = Kernel::obtain(&lab, Series::V6_12)?;
         let initrd = lab.join("host.initrd");
-        fs::write(&initrd, initramfs::build(&lab, &kernel, &MODULES, INIT)?)?;
+        fs::write(
+            &initrd,
+            initramfs::build(&lab, &kernel, &MODULES, INIT, &[])?,
+        )?;
         let prelude = format!(
             "cd {}\nexport LAB_KERNEL_ROOT={}\n",
             quoted(&workspace::root()?.to_string_lossy()),

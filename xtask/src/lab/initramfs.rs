@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -95,9 +95,15 @@ impl Archive {
     }
 }
 
-/// An initramfs with busybox, `modules` of `kernel` (their load order in `/modules/order`) and
-/// `init`.
-pub fn build(cache: &Path, kernel: &Kernel, modules: &[&str], init: &str) -> Result<Vec<u8>> {
+/// An initramfs with busybox, `modules` of `kernel` (their load order in `/modules/order`), `init`, and static `programs` in
+/// `/bin`.
+pub fn build(
+    cache: &Path,
+    kernel: &Kernel,
+    modules: &[&str],
+    init: &str,
+    programs: &[PathBuf],
+) -> Result<Vec<u8>> {
     let busybox = debian::unpacked(cache, "busybox-static")?.join("bin/busybox");
     let mut archive = Archive::default();
     for directory in ["dev", "proc", "sys", "tmp"] {
@@ -113,6 +119,10 @@ pub fn build(cache: &Path, kernel: &Kernel, modules: &[&str], init: &str) -> Res
     }
     archive.file("modules/order", order.as_bytes())?;
     archive.file("init", init.as_bytes())?;
+    for program in programs {
+        let name = program.file_name().unwrap_or_default().to_string_lossy();
+        archive.file(&format!("bin/{name}"), &fs::read(program)?)?;
+    }
     archive.finish()
 }
 

@@ -260,7 +260,13 @@ impl Guest {
         let initrd = lab.join(format!("guest-{}.initrd", kernel.release));
         fs::write(
             &initrd,
-            initramfs::build(&lab, &kernel, &GUEST_MODULES, GUEST_INIT)?,
+            initramfs::build(
+                &lab,
+                &kernel,
+                &GUEST_MODULES,
+                GUEST_INIT,
+                &[random_read(&lab)?],
+            )?,
         )?;
         let image = if args.elf {
             kernel.vmlinux()?
@@ -305,6 +311,25 @@ impl Guest {
         }
         Ok(script + HOST_SCRIPT)
     }
+}
+
+/// Builds the guest's benchmark: by `rustc` itself, since cargo would build all that xtask depends on for another target.
+fn random_read(lab: &Path) -> Result<PathBuf> {
+    let program = lab.join("random-read");
+    let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
+    rustc
+        .args([
+            "--edition",
+            "2024",
+            "-O",
+            "-C",
+            "target-feature=+crt-static",
+        ])
+        .args(["-C", "strip=symbols", "-o"])
+        .arg(&program)
+        .arg(workspace::root()?.join("xtask/lab/random-read.rs"));
+    process::run_quietly(&mut rustc)?;
+    Ok(program)
 }
 
 /// Whether this machine's KVM runs guests on the CPU itself.
