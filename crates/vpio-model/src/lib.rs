@@ -1,1 +1,12 @@
-//! Model-based virtual passthrough I/O. Nothing is implemented yet.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "bus")]
+pub mod bus;
+pub mod check;
+pub mod engine;
+pub mod hooks;
+pub mod in_process;
+pub mod language;
+pub mod model;
+pub mod models;

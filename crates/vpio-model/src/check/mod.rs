@@ -1,0 +1,195 @@
+//! What is wrong with a model, found without a device: by looking at it, and by trying out what a guest could do.
+
+mod explore;
+mod samples;
+mod shape;
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::model::Model;
+
+/// What a check found out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// How many states of the model were reached.
+    pub states: usize,
+    /// Whether these are all that the tried values lead to.
+    pub complete: bool,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// How machines went from state to state.
+    pub transitions: BTreeSet<Transition>,
+}
+
+impl Report {
+    /// Whether nothing was found that makes the model unsafe.
+    pub fn is_safe(&self) -> bool {
+        self.findings.iter().all(|finding| !finding.is_unsafe())
+    }
+}
+
+/// A machine goes from one state to another.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Transition {
+    /// The machine.
+    pub machine: String,
+    /// Its state before.
+    pub from: String,
+    /// Its state afterwards.
+    pub to: String,
+    /// What made it go: `write CR`, `interrupt`.
+    pub event: String,
+}
+
+/// Something that is wrong with a model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum Finding {
+    /// The device may move data that nobody checked.
+    UncheckedDma {
+        /// The transfer.
+        transfer: String,
+        /// How to get there.
+        trace: Vec<String>,
+    },
+    /// An address that the device is given is in no transfer, no buffer and no table.
+    UncheckedAddress {
+        /// The variable, or `table.field`.
+        address: String,
+    },
+    /// The device gets an address as the guest wrote it, neither translated nor of a shadow.
+    RawAddress {
+        /// The register whose rule keeps the address and forwards nothing.
+        register: String,
+    },
+    /// A state that nothing leads to.
+    Unreachable {
+        /// The machine.
+        machine: String,
+        /// The state.
+        state: String,
+    },
+    /// An event that no arm of a `match` covers: it is denied.
+    Uncovered {
+        /// Where in the text, in bytes.
+        at: usize,
+        /// How to get there.
+        trace: Vec<String>,
+    },
+    /// From here the device never becomes reusable.
+    NoWayBack {
+        /// How to get there.
+        trace: Vec<String>,
+    },
+    /// Decisions depend on a variable that nothing changes.
+    NeverChanges {
+        /// The variable.
+        variable: String,
+    },
+    /// A variable that no decision depends on, not even what is restored.
+    Unused {
+        /// The variable.
+        variable: String,
+    },
+}
+
+impl Finding {
+    /// Whether a model with this must not be used. The others are worth a look.
+    pub fn is_unsafe(&self) -> bool {
+        matches!(
+            self,
+            Self::UncheckedDma { .. } | Self::UncheckedAddress { .. } | Self::RawAddress { .. }
+        )
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UncheckedDma { transfer, trace } => {
+                write!(
+                    f,
+                    "transfer `{transfer}` runs unchecked after {}",
+                    trace.join("; ")
+                )
+            }
+            Self::UncheckedAddress { address } => {
+                write!(f, "address `{address}` is in no transfer, buffer or table")
+            }
+            Self::RawAddress { register } => {
+                write!(
+                    f,
+                    "the rule of `{register}` forwards the guest's own address"
+                )
+            }
+            Self::Unreachable { machine, state } => {
+                write!(f, "nothing leads to state `{state}` of `{machine}`")
+            }
+            Self::Uncovered { at, trace } => {
+                write!(f, "no arm at byte {at} covers {}", trace.join("; "))
+            }
+            Self::NoWayBack { trace } => {
+                write!(f, "never reusable again after {}", trace.join("; "))
+            }
+            Self::NeverChanges { variable } => write!(f, "nothing changes `{variable}`"),
+            Self::Unused { variable } => write!(f, "nothing depends on `{variable}`"),
+        }
+    }
+}
+
+impl Model {
+    /// Looks for what is wrong. Tries events, those that lead to something new first, until it has
+    /// seen `limit` states.
+    pub fn check(&self, limit: usize) -> Report {
+        let mut report = explore::explore(self, limit.max(1));
+        report.findings.extend(shape::findings(self));
+        report
+    }
+
+    /// The machines' transitions as a graph for Graphviz.
+    pub fn graph(&self, report: &Report) -> String {
+        let mut text = format!("digraph \"{}\" {{\n  rankdir=LR;\n", self.name);
+        for machine in &self.machines {
+            text += &format!(
+                "  subgraph \"cluster_{0}\" {{\n    label=\"{0}\";\n",
+                machine.name
+            );
+            for (state, number) in machine.states.iter().zip(0..) {
+                let shape = if number == 0 {
+                    "doublecircle"
+                } else {
+                    "circle"
+                };
+                let name = &machine.name;
+                text += &format!("    \"{name}.{state}\" [label=\"{state}\", shape={shape}];\n");
+            }
+            text += "  }\n";
+        }
+        let mut edges: Vec<(&Transition, Vec<&str>)> = Vec::new();
+        for transition in &report.transitions {
+            match edges.last_mut() {
+                Some((last, events))
+                    if (&last.machine, &last.from, &last.to)
+                        == (&transition.machine, &transition.from, &transition.to) =>
+                {
+                    events.push(&transition.event);
+                }
+                _ => edges.push((transition, vec![&transition.event])),
+            }
+        }
+        for (
+            Transition {
+                machine, from, to, ..
+            },
+            events,
+        ) in edges
+        {
+            let label = events.join("\\n");
+            text += &format!("  \"{machine}.{from}\" -> \"{machine}.{to}\" [label=\"{label}\"];\n");
+        }
+        text + "}\n"
+    }
+}

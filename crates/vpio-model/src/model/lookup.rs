@@ -1,0 +1,153 @@
+//! From an offset to what the model says about an access there.
+
+use super::Register;
+use crate::language::Access;
+
+/// Spaces larger than this are looked up by 4 bytes.
+const FINE: u64 = 4096;
+
+/// What is known about a byte (or four of them) in one direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing: denied.
+    Unknown,
+    /// It changes nothing that matters: allowed.
+    Free,
+    /// Some of the registers in this list begin here.
+    Ruled(u16),
+    /// The rest of such a register.
+    Inside,
+}
+
+/// What to do about an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    Unknown,
+    Free,
+    /// The first of these registers whose width and bank fit.
+    Ruled(&'a [u16]),
+}
+
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    shift: u32,
+    size: u64,
+    reads: Vec<Class>,
+    writes: Vec<Class>,
+    lists: Vec<Vec<u16>>,
+}
+
+impl Lookup {
+    pub fn new(size: u64) -> Self {
+        let shift = if size > FINE { 2 } else { 0 };
+        let places = usize::try_from(size.div_ceil(1 << shift)).unwrap_or(0);
+        Self {
+            shift,
+            size,
+            reads: vec![Class::Unknown; places],
+            writes: vec![Class::Unknown; places],
+            lists: Vec::new(),
+        }
+    }
+
+    /// Whether registers may begin at `offset` and be `width` bytes wide.
+    pub fn accepts(&self, offset: u64, width: u64) -> bool {
+        let aligned = (offset | width).is_multiple_of(1 << self.shift);
+        aligned
+            && offset
+                .checked_add(width)
+                .is_some_and(|end| end <= self.size)
+    }
+
+    fn classes(&self, access: Access) -> &[Class] {
+        match access {
+            Access::Read => &self.reads,
+            Access::Write => &self.writes,
+        }
+    }
+
+    fn places(&mut self, access: Access, first: u64, end: u64) -> impl Iterator<Item = &mut Class> {
+        let classes = match access {
+            Access::Read => &mut self.reads,
+            Access::Write => &mut self.writes,
+        };
+        let first = usize::try_from(first >> self.shift).unwrap_or(usize::MAX);
+        let end = usize::try_from(end.div_ceil(1 << self.shift)).unwrap_or(usize::MAX);
+        let count = end.saturating_sub(first);
+        classes.iter_mut().skip(first).take(count)
+    }
+
+    pub fn free(&mut self, access: Access, first: u64, end: u64) {
+        for class in self.places(access, first, end) {
+            *class = Class::Free;
+        }
+    }
+
+    /// Adds the registers that begin at one offset, in the order in which they are tried. They cover what was free.
+    pub fn registers(&mut self, access: Access, indices: Vec<u16>, registers: &[Register]) {
+        let list = indices
+            .iter()
+            .filter_map(|&index| registers.get(usize::from(index)));
+        let Some(first) = list.clone().map(|register| register.offset).next() else {
+            return;
+        };
+        let width = list.clone().map(|register| u64::from(register.width)).max();
+        let ruled = list.clone().any(|register| register.rule(access).is_some());
+        let end = first.saturating_add(width.unwrap_or(0));
+        let Ok(number) = u16::try_from(self.lists.len()) else {
+            return;
+        };
+        for (class, i) in self.places(access, first, end).zip(0..) {
+            *class = match (ruled, i) {
+                (false, _) if matches!(*class, Class::Unknown | Class::Free) => Class::Free,
+                (false, _) => *class,
+                (true, 0) => Class::Ruled(number),
+                (true, _) if matches!(*class, Class::Ruled(_)) => *class,
+                (true, _) => Class::Inside,
+            };
+        }
+        if ruled {
+            self.lists.push(indices);
+        }
+    }
+
+    #[inline]
+    pub fn find(&self, access: Access, offset: u64, width: u64) -> Found<'_> {
+        let classes = self.classes(access);
+        let at = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
+        let Some(&class) = classes.get(at) else {
+            return Found::Unknown;
+        };
+        match class {
+            Class::Ruled(list) if offset.is_multiple_of(1 << self.shift) => {
+                match self.lists.get(usize::from(list)) {
+                    Some(list) => Found::Ruled(list),
+                    None => Found::Unknown,
+                }
+            }
+            Class::Free => self.find_free(classes, offset, width),
+            _ => Found::Unknown,
+        }
+    }
+
+    /// Whether every byte is free.
+    #[inline]
+    fn find_free(&self, classes: &[Class], offset: u64, width: u64) -> Found<'_> {
+        let Some(end) = offset.checked_add(width).filter(|end| *end <= self.size) else {
+            return Found::Unknown;
+        };
+        let first = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
+        let last = usize::try_from(end.saturating_sub(1) >> self.shift).unwrap_or(0);
+        let all = (first..=last).all(|at| classes.get(at) == Some(&Class::Free));
+        if all { Found::Free } else { Found::Unknown }
+    }
+
+    /// The class of each byte, of its reads and of its writes.
+    pub fn bytes(&self) -> impl Iterator<Item = (u64, Class, Class)> + '_ {
+        (0..self.size).map(|offset| {
+            let at = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
+            let class = |classes: &[Class]| classes.get(at).copied().unwrap_or(Class::Unknown);
+            (offset, class(&self.reads), class(&self.writes))
+        })
+    }
+}

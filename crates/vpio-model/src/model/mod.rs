@@ -1,0 +1,221 @@
+//! A model, compiled: tables that the [engine](crate::engine) works through.
+
+mod compile;
+mod live;
+mod lookup;
+pub(crate) mod program;
+
+use crate::language::{self, Access, Kind, LanguageError, Policy};
+use lookup::Lookup;
+use program::{Code, Op, Slot};
+
+pub(crate) use lookup::{Class, Found};
+
+/// A model of a device, ready for an [`Engine`](crate::engine::Engine).
+#[derive(Debug)]
+pub struct Model {
+    pub(crate) name: String,
+    pub(crate) policy: Policy,
+    pub(crate) spaces: Vec<Space>,
+    pub(crate) machines: Vec<Machine>,
+    pub(crate) variables: Vec<Variable>,
+    pub(crate) registers: Vec<Register>,
+    pub(crate) transfers: Vec<Transfer>,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) denials: Vec<Denial>,
+    pub(crate) constants: Vec<(Slot, u64)>,
+    pub(crate) ops: Vec<Op>,
+    pub(crate) interrupt: Option<u16>,
+    pub(crate) timer: Option<u16>,
+    pub(crate) reusable: Code,
+    pub(crate) save: Option<u16>,
+    pub(crate) restore: Option<u16>,
+    pub(crate) lookups: Vec<Lookup>,
+    /// Most assignments that one event makes.
+    pub(crate) most_sets: usize,
+    /// Bytes of host memory that the tables' shadows take.
+    pub(crate) shadow_bytes: u64,
+}
+
+impl Model {
+    /// Compiles a text. `path` is what errors call it.
+    ///
+    /// # Errors
+    ///
+    /// The text is no model. Shown, the error points at lines and columns.
+    pub fn parse(path: &str, text: &str) -> Result<Self, LanguageError> {
+        language::parse(text)
+            .and_then(|items| compile::compile(&items).map_err(|error| vec![error]))
+            .map_err(|diagnostics| LanguageError {
+                path: path.to_owned(),
+                text: text.to_owned(),
+                diagnostics,
+            })
+    }
+
+    /// What the model calls itself.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The spaces of registers, in the order in which events number them.
+    pub fn spaces(&self) -> &[Space] {
+        &self.spaces
+    }
+
+    /// How many bytes the shadows of descriptor tables take, which the device must be able to reach.
+    pub fn shadow_bytes(&self) -> u64 {
+        self.shadow_bytes
+    }
+}
+
+/// The shadow of each table begins at a multiple of this.
+pub(crate) const SHADOW_ALIGNMENT: u64 = 4096;
+
+/// How many guests a device has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Sharing {
+    /// One: when the device is reusable, and what it must be told again, matters to nobody.
+    Exclusive,
+    /// Several, which take turns.
+    Shared,
+}
+
+/// A range of registers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// What the model calls it.
+    pub name: String,
+    /// How it is reached: a device may have the same registers in two places. With the base address register that says where,
+    /// if it is a PCI function.
+    pub places: Vec<(Kind, Option<u8>)>,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A state machine, which is a variable with names for its values.
+#[derive(Clone, Debug)]
+pub(crate) struct Machine {
+    pub name: String,
+    pub states: Vec<String>,
+    pub slot: Slot,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Variable {
+    pub name: String,
+    pub slot: Slot,
+    pub bits: u32,
+    pub initial: u64,
+    /// Whether it holds an address of guest memory.
+    pub address: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Register {
+    pub name: String,
+    pub space: u8,
+    pub offset: u64,
+    pub width: u8,
+    /// None: both.
+    pub direction: Option<Access>,
+    /// Which bank it is in.
+    pub when: Option<Code>,
+    pub on_read: Option<u16>,
+    pub on_write: Option<u16>,
+}
+
+impl Register {
+    pub fn rule(&self, access: Access) -> Option<u16> {
+        match access {
+            Access::Read => self.on_read,
+            Access::Write => self.on_write,
+        }
+    }
+}
+
+/// What the device does with guest memory on its own, while `active`.
+#[derive(Clone, Debug)]
+pub(crate) struct Transfer {
+    pub name: String,
+    pub access: Access,
+    pub address: Code,
+    pub length: Code,
+    pub active: Code,
+}
+
+/// Descriptors in guest memory, which the device gets a checked copy of.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub name: String,
+    /// Address and count of entries; None if another table's entries point at it.
+    pub at: Option<(Code, Code)>,
+    pub max: u64,
+    /// Bytes before the first entry.
+    pub head: u64,
+    /// Bytes of an entry.
+    pub entry: u64,
+    pub fields: Vec<Field>,
+    pub buffers: Vec<Buffer>,
+    pub follow: Option<Follow>,
+    /// The bytes of an entry that the device writes.
+    pub device: (u64, u64),
+    pub during: Option<Code>,
+    pub last: Option<Code>,
+    pub wrap: Option<Code>,
+    pub done: Option<Code>,
+    /// Where the address of the shadow is.
+    pub shadow: Slot,
+    /// Where the shadow is, from the start of all of them.
+    pub offset: u64,
+}
+
+impl Table {
+    /// Bytes of one copy. Behind the last entry there is always one of zeroes, and each copy begins at a page.
+    pub fn bytes(&self) -> u64 {
+        let entries = self.max.saturating_add(1).saturating_mul(self.entry);
+        self.head
+            .saturating_add(entries)
+            .next_multiple_of(SHADOW_ALIGNMENT)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Field {
+    pub name: String,
+    pub slot: Slot,
+    pub offset: u64,
+    pub width: u64,
+    pub address: bool,
+}
+
+/// Guest memory that an entry points at.
+#[derive(Clone, Debug)]
+pub(crate) struct Buffer {
+    pub access: Access,
+    /// Index of the field.
+    pub field: usize,
+    pub length: Code,
+    pub condition: Option<Code>,
+}
+
+/// Another table that an entry points at.
+#[derive(Clone, Debug)]
+pub(crate) struct Follow {
+    /// Index of the field.
+    pub field: usize,
+    pub count: Code,
+    pub table: usize,
+}
+
+/// Why a rule says no.
+#[derive(Clone, Debug)]
+pub(crate) struct Denial {
+    pub reason: String,
+    /// What to do instead of what the model says in general.
+    pub policy: Option<Policy>,
+    /// Where in the text.
+    pub span: language::syntax::Span,
+    /// Nobody wrote it: no arm of a `match` covered the case.
+    pub uncovered: bool,
+}
