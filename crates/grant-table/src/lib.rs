@@ -1,8 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+pub mod block;
 pub mod event;
+pub mod foreign;
 pub mod frame;
 pub mod guest;
 pub mod hypervisor;
+pub mod ring;
 pub mod spec;
 pub mod table;

@@ -208,6 +208,25 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// The refusal with this status; [`General`](Self::General) for one that is none.
+    pub const fn from_status(status: i16) -> Self {
+        match status {
+            -2 => Self::BadDomain,
+            -3 => Self::BadGrantRef,
+            -4 => Self::BadHandle,
+            -5 => Self::BadVirtualAddress,
+            -6 => Self::BadDeviceAddress,
+            -7 => Self::NoDeviceSpace,
+            -8 => Self::PermissionDenied,
+            -9 => Self::BadPage,
+            -10 => Self::BadCopyArgument,
+            -11 => Self::AddressTooBig,
+            -12 => Self::TryAgain,
+            -13 => Self::NoSpace,
+            _ => Self::General,
+        }
+    }
+
     /// The status field of an operation.
     pub const fn status(result: Result<(), Self>) -> i16 {
         match result {

@@ -2,8 +2,10 @@
 //!
 //! Each module names the header of `xen/include/public` that it restates.
 
+pub mod block;
 pub mod event;
 pub mod grant;
+pub mod ring;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
