@@ -77,6 +77,7 @@ impl Guest {
             },
             kick: Arc::new(kick),
             interrupt: Arc::new(Silent),
+            in_flight: None,
         };
         let Some(state) = self.states.get_mut(usize::from(queue)) else {
             return;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
-use vring::{Features, QueueConfig, QueueState, StartError};
+use vring::{Features, InFlightRegion, Queue, QueueConfig, QueueState, StartError};
 
 use crate::worker::WorkerError;
 
@@ -84,6 +84,24 @@ pub struct QueueResources<M> {
     pub kick: Arc<EventFd>,
     /// Raises the queue's interrupt.
     pub interrupt: Arc<dyn QueueInterrupt>,
+    /// Where to keep what is in flight for whoever serves the queue after this process. If that was used before, it tells where the
+    /// queue starts.
+    pub in_flight: Option<InFlightRegion>,
+}
+
+/// Starts a ring of the queue `index`.
+pub(crate) fn start_ring<M: GuestAddressSpace>(
+    index: u16,
+    memory: M,
+    config: &QueueConfig,
+    state: Option<&QueueState>,
+    in_flight: Option<InFlightRegion>,
+) -> Result<Queue<M>, DeviceError> {
+    match in_flight {
+        Some(region) => Queue::tracked(memory, config, state, region),
+        None => Queue::new(memory, config, state),
+    }
+    .map_err(|source| DeviceError::Ring { index, source })
 }
 
 /// A virtio device as a transport sees it.

@@ -7,7 +7,7 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use vmm_sys_util::eventfd::EventFd;
 use vring::{Queue, QueueState};
 
-use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources};
+use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, start_ring};
 
 use crate::dma::DmaView;
 use crate::worker::Worker;
@@ -96,9 +96,9 @@ impl ServedQueues {
             config,
             kick,
             interrupt,
+            in_flight,
         } = resources;
-        let queue = Queue::new(memory.clone(), &config, state.as_ref())
-            .map_err(|source| DeviceError::Ring { index, source })?;
+        let queue = start_ring(index, memory.clone(), &config, state.as_ref(), in_flight)?;
         {
             // Not held while the task is added: the worker may want to nudge.
             let mut slots = self.slots();

@@ -51,6 +51,7 @@ impl Queue {
             config,
             kick: kick.clone(),
             interrupt: Arc::new(Silent),
+            in_flight: None,
         };
         device.start_queue(index, resources, None).unwrap();
         Self {

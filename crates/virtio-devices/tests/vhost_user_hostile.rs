@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -30,13 +31,15 @@ const SET_VRING_ERR: u32 = 14;
 const SET_PROTOCOL_FEATURES: u32 = 16;
 const SET_VRING_ENABLE: u32 = 18;
 const GET_CONFIG: u32 = 24;
+const GET_INFLIGHT_FD: u32 = 31;
+const SET_INFLIGHT_FD: u32 = 32;
 const ADD_MEM_REG: u32 = 37;
 const REM_MEM_REG: u32 = 38;
 
 const VERSION_1: u64 = 1 << 32;
 const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// LOG_SHMFD, REPLY_ACK, CONFIG, CONFIGURE_MEM_SLOTS.
-const PROTOCOL: u64 = 1 << 1 | 1 << 3 | 1 << 9 | 1 << 15;
+/// LOG_SHMFD, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS.
+const PROTOCOL: u64 = 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
 
 /// A frontend that writes its messages by hand.
 struct Raw {
@@ -357,6 +360,79 @@ fn memory_slots_are_bounded_and_found_again() {
         raw.refused(),
         VhostUserError::Memory(MemoryError::Unknown { guest: 0x7000, .. })
     ));
+    unharmed(&backend);
+}
+
+/// An in-flight message: length, offset, number and size of queues.
+fn in_flight(len: u64, offset: u64, queues: u16, size: u16) -> Vec<u8> {
+    let sizes = halves(&[u32::from(size) << 16 | u32::from(queues), 0]);
+    [words(&[len, offset]), sizes].concat()
+}
+
+/// THREATS "host allocation or loop from an inflated length".
+#[test]
+fn in_flight_tracking_is_for_the_queues_there_are() {
+    let backend = backend();
+    for (queues, size) in [(2, 64), (u16::MAX, 64), (1, 32769), (1, u16::MAX)] {
+        let raw = Raw::negotiated(&backend);
+        raw.send(GET_INFLIGHT_FD, &in_flight(0, 0, queues, size), &[]);
+        let refused = raw.refused();
+        assert!(
+            matches!(refused, VhostUserError::InFlight { .. }),
+            "{queues} {size}: {refused}"
+        );
+    }
+    let raw = Raw::negotiated(&backend);
+    raw.send(GET_INFLIGHT_FD, &in_flight(0, 0, 1, 64), &[]);
+    // 16 bytes and 16 for each descriptor, to the next multiple of 64.
+    // What follows is padding.
+    assert_eq!(raw.reply()[..20], in_flight(1088, 0, 1, 64)[..20]);
+    raw.served();
+    unharmed(&backend);
+}
+
+/// THREATS "a restored snapshot and a vhost-user peer are hostile": a region that is not what its message says.
+#[test]
+fn in_flight_regions_that_do_not_fit_do_not_start_a_ring() {
+    let backend = backend();
+    let mut other_version = vec![0; 1088];
+    other_version[8] = 2;
+    let mut other_size = vec![0; 1088];
+    other_size[8] = 1;
+    other_size[10] = 65;
+    let mut batch_of_nine = vec![0; 1088];
+    batch_of_nine[8] = 1;
+    batch_of_nine[10] = 64;
+    batch_of_nine[14] = 0xff;
+    for (message, bytes) in [
+        (in_flight(1088, 0, 1, 64), vec![0; 1087]),
+        (in_flight(64, 0, 1, 64), vec![0; 1088]),
+        (in_flight(1088, 0, 1, 4), other_version.clone()),
+        (in_flight(1088, 0, 1, 64), other_version),
+        (in_flight(1088, 0, 1, 64), other_size),
+        (in_flight(1088, 0, 1, 64), batch_of_nine),
+    ] {
+        let raw = Raw::negotiated(&backend);
+        raw.share(&file(0x10000), 0, 0x10000, 0);
+        let region = file(0);
+        region.write_all_at(&bytes, 0).unwrap();
+        raw.send(SET_INFLIGHT_FD, &message, &[region.as_raw_fd()]);
+        raw.send(SET_VRING_NUM, &halves(&[0, 8]), &[]);
+        let addresses = [halves(&[0, 0]), words(&[0, 0x2000, 0x1000, 0])].concat();
+        raw.send(SET_VRING_ADDR, &addresses, &[]);
+        raw.send(SET_VRING_KICK, &words(&[0]), &[event().as_raw_fd()]);
+        raw.send(SET_VRING_ENABLE, &halves(&[0, 1]), &[]);
+        let refused = raw.refused();
+        assert!(
+            matches!(
+                refused,
+                VhostUserError::Memory(_)
+                    | VhostUserError::InFlight { .. }
+                    | VhostUserError::Device(_)
+            ),
+            "{refused}"
+        );
+    }
     unharmed(&backend);
 }
 

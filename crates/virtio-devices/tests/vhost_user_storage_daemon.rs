@@ -1,5 +1,4 @@
 //! A disk that QEMU's storage daemon serves (package qemu-system-common), behind our frontend.
-#![expect(clippy::unwrap_used, reason = "test code")]
 
 mod driver;
 

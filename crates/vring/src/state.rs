@@ -98,4 +98,18 @@ pub enum StateError {
         /// What is in flight.
         in_flight: usize,
     },
+    /// An in-flight region of a layout that is not known.
+    #[error("in-flight region of version {0}")]
+    Version(u16),
+    /// An in-flight region of another queue size.
+    #[error("in-flight region of {found} entries for a queue of {size}")]
+    RegionSize {
+        /// Entries in the region.
+        found: u16,
+        /// The queue size.
+        size: u16,
+    },
+    /// An entry of the in-flight region that does not exist, or that more than one chain or list has.
+    #[error("entry {0} of the in-flight region")]
+    Entry(u16),
 }

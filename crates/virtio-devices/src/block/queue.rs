@@ -12,7 +12,7 @@ use super::blocking::BlockingIo;
 use super::request::{Finished, Request, answer};
 use super::spec::{self, RequestStatus};
 use super::transfer::Uring;
-use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources};
+use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, start_ring};
 use crate::dma::DmaView;
 
 /// Rounds of a busy queue before the other tasks of its worker get their turn.
@@ -68,9 +68,9 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             config,
             kick,
             interrupt,
+            in_flight,
         } = resources;
-        let queue = Queue::new(memory.clone(), &config, state)
-            .map_err(|source| DeviceError::Ring { index, source })?;
+        let queue = start_ring(index, memory.clone(), &config, state, in_flight)?;
         // A driver that cannot flush expects writes to last (virtio 1.3 §5.2.6.2).
         let durable = features & spec::Features::FLUSH.bits() == 0;
         let backend = &disk.backend;

@@ -494,6 +494,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
                 interrupts: Arc::clone(&self.signals.interrupts),
                 queue: index,
             }),
+            in_flight: None,
         };
         self.device.start_queue(index, resources, queue.ring.take())
     }

@@ -179,6 +179,7 @@ impl Ring {
             },
             kick: self.kick.clone(),
             interrupt: self.interrupt.clone(),
+            in_flight: None,
         }
     }
 

@@ -6,6 +6,7 @@ use super::StartError;
 use crate::chain::Chain;
 use crate::config::QueueConfig;
 use crate::error::Error;
+use crate::in_flight::InFlightRegion;
 use crate::mapping::{Anchor, NoMemory};
 
 /// A ring format: the positions of the device in a ring, and what to do with the ring itself.
@@ -19,6 +20,14 @@ pub(super) trait Format<A: GuestAddressSpace>: Sized {
         config: &QueueConfig,
         size: u16,
         state: Option<&Self::State>,
+    ) -> Result<Self, StartError>;
+    /// Starts as `region` says, or `state` if it is new, and keeps it up to date.
+    fn tracked(
+        config: &QueueConfig,
+        size: u16,
+        state: Option<&Self::State>,
+        ring: &Self::Ring,
+        region: InFlightRegion,
     ) -> Result<Self, StartError>;
     fn save(&self) -> Self::State;
     fn map(space: &A, config: &QueueConfig) -> Result<Self::Ring, NoMemory>;
@@ -56,9 +65,13 @@ impl<A: GuestAddressSpace, F: Format<A>> Mapped<A, F> {
         config: &QueueConfig,
         size: u16,
         state: Option<&F::State>,
+        region: Option<InFlightRegion>,
     ) -> Result<Self, StartError> {
         let ring = F::map(&space, config)?;
-        let format = F::new(config, size, state)?;
+        let format = match region {
+            Some(region) => F::tracked(config, size, state, &ring, region)?,
+            None => F::new(config, size, state)?,
+        };
         Ok(Self {
             ring: Some(ring),
             format,

@@ -12,6 +12,7 @@ use vm_memory::GuestAddressSpace;
 use crate::chain::Chain;
 use crate::config::{ConfigError, QueueConfig};
 use crate::error::Error;
+use crate::in_flight::InFlightRegion;
 use crate::mapping::{Anchor, NoMemory};
 use crate::spec::Features;
 use crate::state::{QueueState, StateError};
@@ -69,6 +70,26 @@ impl<A: GuestAddressSpace> Queue<A> {
         config: &QueueConfig,
         state: Option<&QueueState>,
     ) -> Result<Self, StartError> {
+        Self::start(space, config, state, None)
+    }
+
+    /// Starts a queue that keeps in `region` what is in flight. If a queue has used the region before, it starts from there, wherever
+    /// that queue was when its process ended, and from `state` otherwise. What was in flight is popped again.
+    pub fn tracked(
+        space: A,
+        config: &QueueConfig,
+        state: Option<&QueueState>,
+        region: InFlightRegion,
+    ) -> Result<Self, StartError> {
+        Self::start(space, config, state, Some(region))
+    }
+
+    fn start(
+        space: A,
+        config: &QueueConfig,
+        state: Option<&QueueState>,
+        region: Option<InFlightRegion>,
+    ) -> Result<Self, StartError> {
         let size = config.validate()?;
         let ring = if config.features.contains(Features::RING_PACKED) {
             let state = match state {
@@ -76,14 +97,14 @@ impl<A: GuestAddressSpace> Queue<A> {
                 Some(_) => return Err(StateError::Format.into()),
                 None => None,
             };
-            Ring::Packed(Mapped::new(space, config, size, state)?)
+            Ring::Packed(Mapped::new(space, config, size, state, region)?)
         } else {
             let state = match state {
                 Some(QueueState::Split(state)) => Some(state),
                 Some(_) => return Err(StateError::Format.into()),
                 None => None,
             };
-            Ring::Split(Mapped::new(space, config, size, state)?)
+            Ring::Split(Mapped::new(space, config, size, state, region)?)
         };
         Ok(Self { size, ring })
     }

@@ -11,6 +11,7 @@ use super::{Format, StartError};
 use crate::chain::{Builder, Chain, ChainRoom};
 use crate::config::QueueConfig;
 use crate::error::{Error, Rule};
+use crate::in_flight::{InFlightRegion, PackedEntry, PackedTracker, Recovered};
 use crate::indirect;
 use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
 use crate::packed_position::{available, distance, off_wrap, passed_event, step};
@@ -62,6 +63,24 @@ struct Copied {
     next: u16,
 }
 
+impl Copied {
+    fn entry(&self) -> PackedEntry {
+        let Descriptor {
+            addr,
+            len,
+            id,
+            flags,
+        } = self.descriptor;
+        PackedEntry {
+            addr: addr.get(),
+            len: len.get(),
+            id: id.get(),
+            flags: flags.get(),
+            next: self.next,
+        }
+    }
+}
+
 /// The device's positions in a packed ring.
 pub(super) struct Packed<M: GuestMemory> {
     size: u16,
@@ -87,6 +106,8 @@ pub(super) struct Packed<M: GuestMemory> {
     /// Chains popped so far.
     popped: u64,
     resumed: Resumed,
+    /// Where a successor finds what is in flight.
+    tracker: Option<PackedTracker>,
     /// Room of chains that were pushed.
     #[expect(clippy::vec_box, reason = "a chain takes the box")]
     rooms: Vec<Box<ChainRoom<M>>>,
@@ -190,7 +211,72 @@ impl<M: GuestMemory> Packed<M> {
         if let Some(order) = &mut self.order {
             order.begin(id);
         }
+        if let Some(tracker) = &mut self.tracker {
+            let mut index = first;
+            let copies = &self.copies;
+            let chain = (0..slots).map_while(|_| {
+                let copy = copies.get(usize::from(index))?;
+                let at = std::mem::replace(&mut index, copy.next);
+                Some((at, copy.entry()))
+            });
+            tracker.begin(chain, self.free_copy);
+        }
         Ok(())
+    }
+
+    /// Takes over what a region says. Its entries become the copies.
+    fn adopt(&mut self, recovered: &Recovered) -> Result<(), StateError> {
+        let Recovered {
+            entries,
+            free_head,
+            next_used,
+            chains,
+        } = recovered;
+        self.copies = entries
+            .iter()
+            .map(|entry| Copied {
+                descriptor: Descriptor {
+                    addr: entry.addr.into(),
+                    len: entry.len.into(),
+                    id: entry.id.into(),
+                    flags: entry.flags.into(),
+                },
+                next: entry.next,
+            })
+            .collect();
+        self.free_copy = *free_head;
+        let mut ids = Vec::new();
+        for (first, slots) in chains {
+            let last = self.copied(*first, *slots).last();
+            let head = last.map_or(u16::MAX, |copy| copy.descriptor.id.get());
+            match self.begin(head, Some(*first), *slots) {
+                Ok(()) => ids.push(head),
+                Err(Rule::InFlight) => return Err(StateError::Twice(head)),
+                Err(_) => {
+                    let size = self.size;
+                    return Err(StateError::Head { head, size });
+                }
+            }
+        }
+        self.next_avail = recovered.next_avail(self.size);
+        self.next_used = *next_used;
+        self.published = *next_used;
+        // The driver may have missed the last interrupt.
+        self.unsignalled = u32::MAX;
+        self.resumed = Resumed::new(ids.into_iter());
+        Ok(())
+    }
+
+    /// What a region is to say.
+    fn to_recover(&self) -> Recovered {
+        let mut chains: Vec<&InFlight> = self.in_flight.iter().filter(|c| c.when != 0).collect();
+        chains.sort_unstable_by_key(|chain| chain.when);
+        Recovered {
+            entries: self.copies.iter().map(Copied::entry).collect(),
+            free_head: self.free_copy,
+            next_used: self.next_used,
+            chains: chains.iter().map(|c| (c.first, c.slots)).collect(),
+        }
     }
 
     /// Takes the chain that begins with `first` out of the ring and returns its ID, which the last descriptor holds.
@@ -298,6 +384,19 @@ impl<M: GuestMemory> Packed<M> {
         first
     }
 
+    /// Lets the driver see what was staged.
+    #[inline(always)]
+    fn publish_staged<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>) {
+        if let Some((offset, word)) = self.staged.take() {
+            // Release: the driver sees the buffers and the later used descriptors before the first.
+            ring.desc
+                .store::<AtomicU64>(offset, word, Ordering::Release);
+            let new = distance(self.published, self.next_used, self.size);
+            self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
+            self.published = self.next_used;
+        }
+    }
+
     /// Ends a chain in flight and writes its used descriptor.
     #[inline(always)]
     fn write_used<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>, id: u16, written: u32) {
@@ -313,8 +412,9 @@ impl<M: GuestMemory> Packed<M> {
                 .get(usize::from(last))
                 .map_or(last, |copy| copy.next);
         }
+        let free = self.free_copy;
         if let Some(last) = self.copies.get_mut(usize::from(last)) {
-            last.next = self.free_copy;
+            last.next = free;
             self.free_copy = first;
         }
         self.free += slots;
@@ -339,6 +439,14 @@ impl<M: GuestMemory> Packed<M> {
                 .store::<AtomicU64>(offset, word, Ordering::Relaxed);
         }
         self.next_used = step(self.next_used, slots, self.size);
+        if let Some(tracker) = &self.tracker {
+            tracker.stage(first, last, free, self.next_used);
+            // One by one: of a batch that is cut short, later descriptors might be seen without the first.
+            self.publish_staged(ring);
+            if let Some(tracker) = &self.tracker {
+                tracker.publish(first, self.next_used);
+            }
+        }
     }
 }
 
@@ -377,11 +485,38 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             order: InOrder::new(config.features, size),
             popped: 0,
             resumed: Resumed::default(),
+            tracker: None,
             rooms: Vec::new(),
         };
         if let Some(state) = state {
             queue.restore(state)?;
         }
+        Ok(queue)
+    }
+
+    fn tracked(
+        config: &QueueConfig,
+        size: u16,
+        state: Option<&PackedState>,
+        ring: &PackedRing<A>,
+        region: InFlightRegion,
+    ) -> Result<Self, StartError> {
+        let available = |at| ring.available(at).is_some();
+        let recovered = PackedTracker::recover(&region, size, available)?;
+        let new = <Self as Format<A>>::new;
+        let (mut queue, start) = match recovered {
+            Some(recovered) => {
+                let mut queue = new(config, size, None)?;
+                queue.adopt(&recovered)?;
+                (queue, recovered)
+            }
+            None => {
+                let queue = new(config, size, state)?;
+                let start = queue.to_recover();
+                (queue, start)
+            }
+        };
+        queue.tracker = Some(PackedTracker::new(region, &start));
         Ok(queue)
     }
 
@@ -402,6 +537,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             order: _,
             popped: _,
             resumed: _,
+            tracker: _,
             rooms: _,
         } = self;
         let mut ids: Vec<(u64, u16)> = (0..)
@@ -513,14 +649,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
 
     #[inline(always)]
     fn publish(&mut self, ring: &PackedRing<A>) {
-        if let Some((offset, word)) = self.staged.take() {
-            // Release: the driver sees the buffers and the later used descriptors before the first.
-            ring.desc
-                .store::<AtomicU64>(offset, word, Ordering::Release);
-            let new = distance(self.published, self.next_used, self.size);
-            self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
-            self.published = self.next_used;
-        }
+        self.publish_staged(ring);
     }
 
     fn put_back<H: Anchor<Memory = A::M>>(&mut self, chain: Chain<H>) -> Result<(), Error> {

@@ -11,6 +11,7 @@ use super::{Format, StartError};
 use crate::chain::{Builder, Chain, ChainRoom};
 use crate::config::QueueConfig;
 use crate::error::{Error, Rule};
+use crate::in_flight::{InFlightRegion, SplitTracker};
 use crate::indirect;
 use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
 use crate::spec::split::{self, Descriptor};
@@ -76,6 +77,8 @@ pub(super) struct Split<M: GuestMemory> {
     /// Chains popped so far.
     popped: u64,
     resumed: Resumed,
+    /// Where a successor finds what is in flight.
+    tracker: Option<SplitTracker>,
     /// Room of chains that were pushed.
     #[expect(clippy::vec_box, reason = "a chain takes the box")]
     rooms: Vec<Box<ChainRoom<M>>>,
@@ -173,6 +176,9 @@ impl<M: GuestMemory> Split<M> {
         if let Some(order) = &mut self.order {
             order.begin(head);
         }
+        if let Some(tracker) = &mut self.tracker {
+            tracker.begin(head);
+        }
         Ok(head)
     }
 
@@ -233,6 +239,9 @@ impl<M: GuestMemory> Split<M> {
         if let Some(when) = self.in_flight.get_mut(usize::from(head)) {
             *when = 0;
         }
+        if let Some(tracker) = &mut self.tracker {
+            tracker.stage(head);
+        }
         let offset = split::used_slot(self.slot(self.next_used));
         ring.used
             .store::<AtomicU32>(offset, u32::from(head).to_le(), Ordering::Relaxed);
@@ -263,11 +272,29 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             order: InOrder::new(config.features, size),
             popped: 0,
             resumed: Resumed::default(),
+            tracker: None,
             rooms: Vec::new(),
         };
         if let Some(state) = state {
             queue.restore(state)?;
         }
+        Ok(queue)
+    }
+
+    fn tracked(
+        config: &QueueConfig,
+        size: u16,
+        state: Option<&SplitState>,
+        ring: &SplitRing<A>,
+        region: InFlightRegion,
+    ) -> Result<Self, StartError> {
+        let used_idx = u16::from_le(ring.used.load::<AtomicU16>(split::IDX, Ordering::Acquire));
+        let state = match SplitTracker::recover(&region, size, used_idx)? {
+            Some(state) => state,
+            None => state.cloned().unwrap_or_default(),
+        };
+        let mut queue = <Self as Format<A>>::new(config, size, Some(&state))?;
+        queue.tracker = Some(SplitTracker::new(region, &state));
         Ok(queue)
     }
 
@@ -285,6 +312,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             order: _,
             popped: _,
             resumed: _,
+            tracker: _,
             rooms: _,
         } = self;
         let mut heads: Vec<(u64, u16)> = (0..)
@@ -405,6 +433,9 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         self.published = self.next_used;
         // Release: the driver sees the buffers and the entries before the index that covers them.
         ring.store_used(split::IDX, self.next_used, Ordering::Release);
+        if let Some(tracker) = &mut self.tracker {
+            tracker.publish(self.next_used);
+        }
     }
 
     fn put_back<H: Anchor<Memory = A::M>>(&mut self, chain: Chain<H>) -> Result<(), Error> {

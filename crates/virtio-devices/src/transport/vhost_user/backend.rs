@@ -17,8 +17,10 @@ use vhost::vhost_user::{
 };
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
+use vring::Features;
 
 use super::event::event;
+use super::in_flight::{self, InFlightArea};
 use super::memory::{MAX_REGIONS, MemoryError, MemoryTable, SharedMemory, map};
 use super::ring::{Ring, base};
 use crate::device::{DeviceError, DeviceEvents, DeviceType, QueueResources, VirtioDevice};
@@ -36,6 +38,7 @@ const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
     .union(VhostUserProtocolFeatures::LOG_SHMFD)
     .union(VhostUserProtocolFeatures::CONFIG)
+    .union(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
@@ -85,6 +88,16 @@ pub enum VhostUserError {
     /// The device did not start a queue.
     #[error(transparent)]
     Device(#[from] DeviceError),
+    /// The tracking of what is in flight does not fit the queues.
+    #[error("in-flight tracking of {queues} queues of {size} descriptors in {len:#x} bytes")]
+    InFlight {
+        /// Number of queues.
+        queues: u16,
+        /// Their size.
+        size: u16,
+        /// Bytes there are for it.
+        len: u64,
+    },
     /// A file descriptor is not what it should be.
     #[error(transparent)]
     Descriptor(#[from] io::Error),
@@ -197,6 +210,7 @@ struct Session {
     features: u64,
     memory: MemoryTable,
     log: Option<Arc<MmapRegion>>,
+    in_flight: Option<InFlightArea>,
     rings: Vec<Ring>,
 }
 
@@ -210,6 +224,7 @@ impl Session {
             features: 0,
             memory: MemoryTable::default(),
             log: None,
+            in_flight: None,
             rings: Vec::new(),
         };
         session.reset();
@@ -228,12 +243,16 @@ impl Session {
             sizes = sizes.split_last().map_or(sizes, |(_, data)| data);
         }
         self.rings = sizes.iter().copied().map(Ring::new).collect();
+        self.in_flight = None;
         *self.errors.lock() = sizes.iter().map(|_| None).collect();
         self.features = 0;
     }
 
     fn offered(&self) -> u64 {
-        COMMON_FEATURES.bits() | self.device.features() & !self.hidden | PROTOCOL_FEATURES | LOG_ALL
+        let mut ring = COMMON_FEATURES & self.device.ring_features();
+        // A network card is done with its buffers in order anyway.
+        ring.set(Features::IN_ORDER, self.hidden != 0);
+        ring.bits() | self.device.features() & !self.hidden | PROTOCOL_FEATURES | LOG_ALL
     }
 
     fn ring(&mut self, index: u32) -> Result<(usize, &mut Ring), VhostUserError> {
@@ -278,12 +297,17 @@ impl Session {
             Some(state) => state,
             None => ring.start(&self.memory, &config).ok_or(missing)?,
         };
+        let in_flight = match &self.in_flight {
+            Some(area) => Some(area.region(index, features)?),
+            None => None,
+        };
         let resources = QueueResources {
             memory: Arc::clone(self.memory.memory()),
             features,
             config,
             kick: Arc::clone(kick),
             interrupt: Arc::clone(&ring.call) as _,
+            in_flight,
         };
         self.device.start_queue(index, resources, Some(state))?;
         ring.running = true;
@@ -501,13 +525,23 @@ impl VhostUserBackendReqHandlerMut for Session {
 
     fn get_inflight_fd(
         &mut self,
-        _: &VhostUserInflight,
+        wanted: &VhostUserInflight,
     ) -> Result<(VhostUserInflight, File), ProtocolError> {
-        Err(VhostUserError::NotOffered("in-flight tracking").into())
+        let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        let (len, file) = in_flight::create(queues, size, self.rings.len(), self.features)?;
+        Ok((VhostUserInflight::new(len, 0, queues, size), file))
     }
 
-    fn set_inflight_fd(&mut self, _: &VhostUserInflight, _: File) -> Result<(), ProtocolError> {
-        Err(VhostUserError::NotOffered("in-flight tracking").into())
+    fn set_inflight_fd(
+        &mut self,
+        inflight: &VhostUserInflight,
+        file: File,
+    ) -> Result<(), ProtocolError> {
+        let area = InFlightArea::new(inflight, file)?;
+        self.change(|session| {
+            session.in_flight = Some(area);
+            Ok(())
+        })
     }
 
     fn get_max_mem_slots(&mut self) -> Result<u64, ProtocolError> {

@@ -324,6 +324,7 @@ impl<M: DmaView> VirtioDevice<M> for VhostUserFrontend<M> {
             config,
             kick,
             interrupt,
+            in_flight: _,
         } = resources;
         let relay = Relay {
             call: EventFd::new(EFD_NONBLOCK)?,

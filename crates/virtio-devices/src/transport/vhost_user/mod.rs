@@ -14,6 +14,7 @@ mod backend;
 mod dirty_log;
 mod event;
 mod frontend;
+mod in_flight;
 mod memory;
 mod ring;
 
