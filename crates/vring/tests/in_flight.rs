@@ -2,6 +2,7 @@
 //! any time, and one that takes its place, complete each chain exactly once.
 #![expect(
     clippy::unwrap_used,
+    clippy::indexing_slicing,
     clippy::cast_possible_truncation,
     reason = "test code"
 )]
