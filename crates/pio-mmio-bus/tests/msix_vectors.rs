@@ -330,12 +330,26 @@ fn messages_carry_the_requester_behind_the_bridge() {
     msix.write(12, &[0; 4]).unwrap();
     write16(&*function, COMMAND, COMMAND_BUS_MASTER);
     write16(&*function, CONTROL, ENABLE);
+    let id = RequesterId::new(0, RequesterId::devfn_of(4, 0));
+    let route = msix.route(0).unwrap();
+    route.trigger().unwrap();
+    assert_eq!(router.take(), [], "the port forwards nothing yet");
+    machine.write32(id, COMMAND, COMMAND_BUS_MASTER.into());
+    assert_eq!(router.take().len(), 1);
     for bus in [1, 0x42, 0xff] {
-        let id = RequesterId::new(0, RequesterId::devfn_of(4, 0));
         machine.write32(id, 0x18, 0xff_0000 | u32::from(bus) << 8);
-        msix.route(0).unwrap().trigger().unwrap();
+        route.trigger().unwrap();
         assert_eq!(router.take()[0].requester, RequesterId::new(bus, 0));
     }
+    let forwarding = port.save();
+    machine.write32(id, COMMAND, COMMAND_MEMORY.into());
+    route.trigger().unwrap();
+    assert_eq!(router.take(), []);
+    port.restore(&forwarding).unwrap();
+    assert_eq!(router.take().len(), 1);
+    port.reset();
+    route.trigger().unwrap();
+    assert_eq!(router.take(), []);
 }
 
 /// A message is a memory request, which a function may only send as a bus master (PCIe §7.5.1.1.3); until then it waits.

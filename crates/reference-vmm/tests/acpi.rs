@@ -7,7 +7,7 @@
 )]
 
 use reference_vmm::acpi::{Board, Tables, VirtioMmioSlot, build};
-use reference_vmm::machine::layout::{ACPI_TABLES, ECAM, GIB, Layout};
+use reference_vmm::machine::layout::{ACPI_TABLES, GIB, Layout};
 
 fn tables(cpus: u8, slots: &[VirtioMmioSlot]) -> Tables {
     let layout = Layout::new(GIB, 40).unwrap();
@@ -74,7 +74,21 @@ fn every_table_is_reachable_and_sound() {
     assert_eq!(flags >> 20 & 1, 1);
     assert_eq!(flags >> 10 & 1, 1);
     let mcfg = find(&tables, "MCFG");
-    assert_eq!(u64_at(mcfg, 44), ECAM.start);
+    assert_eq!((u64_at(mcfg, 44), mcfg[55]), (0xe000_0000, 0));
+}
+
+#[test]
+fn as_many_buses_are_announced_as_have_configuration_space() {
+    let layout = Layout::new(GIB, 40).unwrap().with_last_pci_bus(3);
+    assert_eq!(layout.ecam(), 0xe000_0000..0xe040_0000);
+    let board = Board {
+        layout: &layout,
+        cpus: 1,
+        virtio_mmio: &[],
+    };
+    let tables = build(&board).unwrap();
+    let mcfg = find(&tables, "MCFG");
+    assert_eq!((u64_at(mcfg, 44), mcfg[55]), (0xe000_0000, 3));
 }
 
 #[test]

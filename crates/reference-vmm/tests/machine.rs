@@ -110,7 +110,7 @@ fn panic_names_the_vcpu_and_the_instruction() {
 
 #[test]
 fn a_guest_that_never_exits_is_stopped_from_outside() {
-    for transport in [Transport::Pci, Transport::Mmio] {
+    for transport in [Transport::Pci, Transport::PciPorts, Transport::Mmio] {
         let Some(machine) = machine(&SPIN, 2, transport, &Output::default()) else {
             return;
         };

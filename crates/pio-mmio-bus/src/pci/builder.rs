@@ -1,5 +1,5 @@
 use std::ops::Range;
-use std::sync::atomic::AtomicU16;
+use std::sync::atomic::{AtomicBool, AtomicU16};
 use std::sync::{Arc, Mutex};
 
 use super::bar::{Bar, BarKind, PlacedBar};
@@ -200,6 +200,7 @@ impl ConfigBuilder {
             interrupt: self.interrupt,
             device_control,
             requester: AtomicU16::new(0),
+            upstream: AtomicBool::new(true),
         }))
     }
 

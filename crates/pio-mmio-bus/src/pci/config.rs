@@ -1,5 +1,5 @@
 use std::ops::Range;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -29,6 +29,8 @@ pub struct ConfigSpace {
     /// Where the device control register is, if the function can be reset through it.
     pub(super) device_control: Option<usize>,
     pub(super) requester: AtomicU16,
+    /// Whether the bridges above forward its requests. Changed with the registers locked.
+    pub(super) upstream: AtomicBool,
 }
 
 /// A capability with a handler.
@@ -115,13 +117,21 @@ impl ConfigSpace {
                 bar.decode(registers, command);
             }
         }
+        if commanded {
+            self.apply_bus_master(command);
+        }
         for Handled { window, handler } in &self.handlers {
-            if commanded {
-                handler.set_bus_master(command.contains(Command::BUS_MASTER));
-            }
             if let Some(part) = within(range, window) {
                 handler.written(registers.slice(window.clone()), part);
             }
+        }
+    }
+
+    fn apply_bus_master(&self, command: Command) {
+        let enabled =
+            command.contains(Command::BUS_MASTER) && self.upstream.load(Ordering::Relaxed);
+        for Handled { handler, .. } in &self.handlers {
+            handler.set_bus_master(enabled);
         }
     }
 
@@ -178,6 +188,13 @@ impl PciFunction for ConfigSpace {
         self.requester.store(requester.0, Ordering::Relaxed);
         for Handled { handler, .. } in &self.handlers {
             handler.set_requester(requester);
+        }
+    }
+
+    fn set_upstream(&self, forwarded: bool) {
+        let registers = self.lock();
+        if self.upstream.swap(forwarded, Ordering::Relaxed) != forwarded {
+            self.apply_bus_master(Command::from_bits_truncate(registers.u16(COMMAND)));
         }
     }
 

@@ -19,6 +19,14 @@ pub trait PciFunction: Send + Sync {
     /// Called with the bus locked: it must not access the configuration space of any function.
     fn set_requester(&self, requester: RequesterId);
 
+    /// Tells the function whether the bridges above it forward its requests upstream, when it is placed on a bus and whenever the guest
+    /// changes a bridge (PCIe §7.5.1.1.3, Bus Master Enable of a port).
+    ///
+    /// Called with the bus locked, as [`set_requester`](Self::set_requester).
+    fn set_upstream(&self, forwarded: bool) {
+        let _ = forwarded;
+    }
+
     /// Conventional reset: registers take their initial values and nothing is decoded any more (PCIe §6.6.1).
     fn reset(&self);
 
@@ -43,8 +51,8 @@ pub trait CapabilityHandler: Send + Sync {
     /// snapshot, with the whole range.
     fn written(&self, registers: &[u8], range: Range<usize>);
 
-    /// Whether the function may send memory requests: reach memory, signal messages (Bus Master Enable, PCIe §7.5.1.1.3). Not, until
-    /// told otherwise; may be told the same again.
+    /// Whether the function may send memory requests: reach memory, signal messages (Bus Master Enable, its own and of the bridges above,
+    /// PCIe §7.5.1.1.3). Not, until told otherwise; may be told the same again.
     fn set_bus_master(&self, enabled: bool) {
         let _ = enabled;
     }

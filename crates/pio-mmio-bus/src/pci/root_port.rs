@@ -8,13 +8,13 @@ use super::function::PciFunction;
 use super::intx::IntxLines;
 use super::root_complex::{RootComplex, RootError};
 use super::spec::acs::Services;
-use super::spec::{FIRST_CAPABILITY, bridge, express};
+use super::spec::{COMMAND, Command, FIRST_CAPABILITY, bridge, express};
 use super::topology::PciBus;
 
 /// A PCI Express root port: a bridge from bus 0 to a bus with one device.
 ///
 /// It offers access control services, so that an IOMMU can tell the functions behind it apart, and forwards requests to
-/// functions above 7 once the guest enables ARI (PCIe §6.13). The windows hold what the guest programs but do not
+/// functions above 7 once the guest enables ARI (PCIe §6.13). It forwards nothing upstream until it may master the bus. The windows hold what the guest programs but do not
 /// filter: a BAR behind the port is decoded wherever it is.
 pub struct RootPort {
     config: Arc<ConfigSpace>,
@@ -48,6 +48,7 @@ impl RootPort {
             bus: PciBus::new(0),
             intx: root.intx().behind(device),
         });
+        port.apply();
         root.bus().insert(
             RequesterId::devfn_of(device, 0),
             Arc::clone(&port) as Arc<dyn PciFunction>,
@@ -73,12 +74,17 @@ impl RootPort {
     /// Takes over saved registers and numbers the bus behind the port as they say.
     pub fn restore(&self, state: &ConfigSpaceState) -> Result<(), ConfigStateError> {
         self.config.restore(state)?;
-        self.renumber();
+        self.apply();
         Ok(())
     }
 
-    fn renumber(&self) {
+    /// Lets the registers take effect on the bus behind.
+    fn apply(&self) {
         self.bus.renumber(|| self.register(bridge::SECONDARY_BUS));
+        self.bus.set_upstream(|| {
+            let command = u16::from(self.register(COMMAND));
+            Command::from_bits_truncate(command).contains(Command::BUS_MASTER)
+        });
     }
 
     fn resetting(&self) -> bool {
@@ -110,7 +116,7 @@ impl PciFunction for RootPort {
     fn write_config(&self, offset: u16, data: &[u8]) {
         let before = self.resetting();
         self.config.write_config(offset, data);
-        self.renumber();
+        self.apply();
         if self.resetting() && !before {
             self.bus.reset();
         }
@@ -122,6 +128,7 @@ impl PciFunction for RootPort {
 
     fn reset(&self) {
         self.config.reset();
+        self.apply();
         self.bus.reset();
     }
 

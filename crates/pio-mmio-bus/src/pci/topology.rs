@@ -20,6 +20,8 @@ pub struct PciBus {
 
 struct State {
     number: u8,
+    /// Whether the bridge above forwards requests of the functions.
+    upstream: bool,
     functions: BTreeMap<u8, Arc<dyn PciFunction>>,
 }
 
@@ -29,6 +31,7 @@ impl PciBus {
         Self {
             state: RwLock::new(State {
                 number,
+                upstream: true,
                 functions: BTreeMap::new(),
             }),
         }
@@ -42,6 +45,7 @@ impl PciBus {
             return Err(TopologyError::Taken(id));
         }
         function.set_requester(id);
+        function.set_upstream(state.upstream);
         state.functions.insert(devfn, function);
         Ok(())
     }
@@ -84,6 +88,19 @@ impl PciBus {
         state.number = number;
         for (&devfn, function) in &state.functions {
             function.set_requester(RequesterId::new(number, devfn));
+        }
+    }
+
+    /// Tells all functions whether their requests are forwarded, as `forwarded` says once no other such change is under way.
+    pub(super) fn set_upstream(&self, forwarded: impl FnOnce() -> bool) {
+        let mut state = self.write();
+        let forwarded = forwarded();
+        if forwarded == state.upstream {
+            return;
+        }
+        state.upstream = forwarded;
+        for function in state.functions.values() {
+            function.set_upstream(forwarded);
         }
     }
 

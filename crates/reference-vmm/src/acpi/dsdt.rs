@@ -10,7 +10,7 @@ use acpi_tables::{Aml, AmlSink};
 use super::{Board, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::devices::{cmos, panic, power, serial};
 use crate::irq;
-use crate::machine::layout::{ECAM, Layout, PCI_BUSES, PCI_WINDOW_32, VIRTIO_MMIO_SLOT};
+use crate::machine::layout::{Layout, PCI_WINDOW_32, VIRTIO_MMIO_SLOT};
 
 /// A virtio-mmio device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub(super) fn build(board: &Board<'_>) -> Sdt {
     .to_aml_bytes(&mut aml);
     let mut devices = Vec::new();
     pci(board.layout, &mut devices);
-    motherboard(&mut devices);
+    motherboard(board.layout, &mut devices);
     legacy(&mut devices);
     for (slot, number) in board.virtio_mmio.iter().zip(0u8..) {
         virtio_mmio(*slot, number, &mut devices);
@@ -80,7 +80,7 @@ fn pci(layout: &Layout, aml: &mut Vec<u8>) {
             &Name::new(
                 "_CRS".into(),
                 &ResourceTemplate::new(vec![
-                    &AddressSpace::new_bus_number(0u16, u16::from(PCI_BUSES - 1)),
+                    &AddressSpace::new_bus_number(0u16, u16::from(layout.last_pci_bus())),
                     &IO::new(0xcf8, 0xcf8, 1, 8),
                     &AddressSpace::new_io(0u16, 0xcf7, None),
                     &AddressSpace::new_io(0xd00u16, 0xffff, None),
@@ -107,8 +107,9 @@ fn pci(layout: &Layout, aml: &mut Vec<u8>) {
 }
 
 /// Says that the configuration window is in use, without which Linux distrusts the MCFG.
-fn motherboard(aml: &mut Vec<u8>) {
-    let size = low_half(ECAM.end - ECAM.start);
+fn motherboard(layout: &Layout, aml: &mut Vec<u8>) {
+    let ecam = layout.ecam();
+    let size = low_half(ecam.end.saturating_sub(ecam.start));
     Device::new(
         "MBRD".into(),
         vec![
@@ -116,7 +117,7 @@ fn motherboard(aml: &mut Vec<u8>) {
             &Name::new("_UID".into(), &0u8),
             &Name::new(
                 "_CRS".into(),
-                &ResourceTemplate::new(vec![&Memory32Fixed::new(true, low_half(ECAM.start), size)]),
+                &ResourceTemplate::new(vec![&Memory32Fixed::new(true, low_half(ecam.start), size)]),
             ),
         ],
     )

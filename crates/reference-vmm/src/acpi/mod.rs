@@ -15,7 +15,7 @@ use acpi_tables::xsdt::XSDT;
 pub use dsdt::VirtioMmioSlot;
 
 use crate::devices::{cmos, keyboard, power};
-use crate::machine::layout::{ACPI_TABLES, ECAM, IOAPIC, LOCAL_APIC, Layout, PCI_BUSES};
+use crate::machine::layout::{ACPI_TABLES, IOAPIC, LOCAL_APIC, Layout};
 
 const OEM_ID: [u8; 6] = *b"VRING ";
 const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
@@ -61,7 +61,7 @@ pub fn build(board: &Board<'_>) -> Result<Tables, TooLarge> {
     let dsdt = tables.append(&dsdt::build(board));
     let fadt = tables.append(&fadt(dsdt));
     let madt = tables.append(&madt(board.cpus));
-    let mcfg = tables.append(&mcfg());
+    let mcfg = tables.append(&mcfg(board.layout));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for table in [fadt, madt, mcfg] {
         xsdt.add_entry(table);
@@ -129,8 +129,8 @@ fn madt(cpus: u8) -> impl Aml {
     madt
 }
 
-fn mcfg() -> impl Aml {
+fn mcfg(layout: &Layout) -> impl Aml {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(ECAM.start, 0, 0, PCI_BUSES - 1);
+    mcfg.add_ecam(layout.ecam().start, 0, 0, layout.last_pci_bus());
     mcfg
 }

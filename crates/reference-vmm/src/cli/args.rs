@@ -171,6 +171,8 @@ fn console(text: &str) -> Result<ConsoleArg, String> {
 pub(super) enum TransportArg {
     /// As PCI functions
     Pci,
+    /// As PCI functions, each behind a root port of its own
+    PciPorts,
     /// As memory-mapped registers that the ACPI tables name
     Mmio,
 }
@@ -179,6 +181,7 @@ impl From<TransportArg> for Transport {
     fn from(transport: TransportArg) -> Self {
         match transport {
             TransportArg::Pci => Self::Pci,
+            TransportArg::PciPorts => Self::PciPorts,
             TransportArg::Mmio => Self::Mmio,
         }
     }

@@ -8,7 +8,7 @@ use pio_mmio_bus::interrupt::IrqLine;
 use pio_mmio_bus::pci::{ConfigPorts, Decoder, Ecam, RootComplex};
 
 use super::MachineError;
-use super::layout::ECAM;
+use super::layout::Layout;
 use super::stop::StopSwitch;
 use crate::devices::cmos::{self, Cmos};
 use crate::devices::keyboard::{self, KeyboardController};
@@ -30,7 +30,11 @@ pub(super) struct Motherboard {
 }
 
 impl Motherboard {
-    pub(super) fn new(vm: &Vm, output: Box<dyn Write + Send>) -> Result<Self, MachineError> {
+    pub(super) fn new(
+        vm: &Vm,
+        layout: &Layout,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Self, MachineError> {
         let pio = Bus::new(AddressSpace::Pio)?;
         let mmio = Bus::new(AddressSpace::Mmio)?;
         for bus in [&pio, &mmio] {
@@ -80,9 +84,10 @@ impl Motherboard {
         for (base, size, name, device) in ports {
             pio.insert(base, size, name, device)?;
         }
+        let ecam = layout.ecam();
         mmio.insert(
-            ECAM.start,
-            ECAM.end.saturating_sub(ECAM.start),
+            ecam.start,
+            ecam.end.saturating_sub(ecam.start),
             "PCI configuration window",
             Arc::new(Ecam::new(&root)),
         )?;

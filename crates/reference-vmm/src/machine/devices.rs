@@ -35,6 +35,19 @@ pub struct Peripherals {
     pub console: Option<Port>,
 }
 
+impl Peripherals {
+    /// How many devices they are, with the source of entropy.
+    pub(super) fn devices(&self) -> u8 {
+        let Self {
+            disks,
+            nics,
+            console,
+        } = self;
+        let count = disks.len() + nics.len() + usize::from(console.is_some()) + 1;
+        u8::try_from(count).unwrap_or(u8::MAX)
+    }
+}
+
 /// What has to be brought to rest when the guest has stopped.
 pub(super) struct Devices {
     pub(super) virtio: VirtioDevices,

@@ -23,11 +23,8 @@ pub const HIGH_RAM: u64 = MIB;
 pub const LOW_RAM_LIMIT: u64 = 3 * GIB;
 /// Window for the 32-bit memory BARs of PCI functions.
 pub const PCI_WINDOW_32: Range<u64> = 0xc000_0000..0xe000_0000;
-/// Number of PCI buses. Linux probes every device of every bus that the firmware announces, with two exits each, so there are no
-/// more than are needed.
-pub const PCI_BUSES: u8 = 1;
-/// Enhanced configuration access: 1 MiB for each bus (PCI Express Base Specification §7.2.2).
-pub const ECAM: Range<u64> = 0xe000_0000..0xe000_0000 + PCI_BUSES as u64 * MIB;
+/// Where enhanced configuration access starts: 1 MiB for each bus (PCI Express Base Specification §7.2.2).
+const ECAM: u64 = 0xe000_0000;
 /// Slots of virtio-mmio devices.
 pub const VIRTIO_MMIO: Range<u64> = 0xf000_0000..0xf010_0000;
 /// Size of one virtio-mmio slot.
@@ -100,11 +97,12 @@ pub struct MapEntry {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     ram: u64,
+    last_pci_bus: u8,
     pci_window_64: Range<u64>,
 }
 
 impl Layout {
-    /// Lays out `ram` bytes of memory on a processor with `address_bits` bits of physical address.
+    /// Lays out `ram` bytes of memory and one PCI bus on a processor with `address_bits` bits of physical address.
     pub fn new(ram: u64, address_bits: u8) -> Result<Self, LayoutError> {
         if ram < 16 * MIB {
             return Err(LayoutError::TooSmall(ram));
@@ -125,8 +123,28 @@ impl Layout {
         }
         Ok(Self {
             ram,
+            last_pci_bus: 0,
             pci_window_64: start..end,
         })
+    }
+
+    /// Has PCI buses up to number `last`, at most 254. Linux probes every device of every bus that the firmware announces, with two
+    /// exits each, so there should be no more than are needed.
+    pub fn with_last_pci_bus(self, last: u8) -> Self {
+        Self {
+            last_pci_bus: last.min(254),
+            ..self
+        }
+    }
+
+    /// Number of the last PCI bus.
+    pub fn last_pci_bus(&self) -> u8 {
+        self.last_pci_bus
+    }
+
+    /// Enhanced configuration access.
+    pub fn ecam(&self) -> Range<u64> {
+        ECAM..ECAM + (u64::from(self.last_pci_bus) + 1) * MIB
     }
 
     /// Window for the 64-bit memory BARs of PCI functions.
@@ -157,7 +175,7 @@ impl Layout {
             entry(ACPI_TABLES, RangeKind::AcpiTables),
             entry(FIRMWARE, RangeKind::Reserved),
             entry(HIGH_RAM..self.low_ram_end(), RangeKind::Ram),
-            entry(ECAM, RangeKind::Reserved),
+            entry(self.ecam(), RangeKind::Reserved),
         ];
         if self.ram > LOW_RAM_LIMIT {
             let end = ABOVE_4G.saturating_add(self.ram.saturating_sub(LOW_RAM_LIMIT));
@@ -189,9 +207,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn map_is_sorted_disjoint_and_holds_all_ram(pages in 4096u64..(1 << 28), bits in 36u8..=52) {
+        fn map_is_sorted_disjoint_and_holds_all_ram(pages in 4096u64..(1 << 28), bits in 36u8..=52, bus: u8) {
             let ram = pages * 4096;
-            let Ok(layout) = Layout::new(ram, bits) else {
+            let Ok(layout) = Layout::new(ram, bits).map(|layout| layout.with_last_pci_bus(bus)) else {
                 prop_assert!(ram + 17 * GIB > 1 << bits);
                 return Ok(());
             };
@@ -211,7 +229,7 @@ mod tests {
             prop_assert_eq!(usable, ram - (HIGH_RAM - CONVENTIONAL_END));
             // RAM never reaches into a window of devices.
             for (start, size) in layout.ram() {
-                for window in [PCI_WINDOW_32, ECAM, VIRTIO_MMIO, layout.pci_window_64()] {
+                for window in [PCI_WINDOW_32, layout.ecam(), VIRTIO_MMIO, layout.pci_window_64()] {
                     prop_assert!(start.0 + size <= window.start || window.end <= start.0);
                 }
             }

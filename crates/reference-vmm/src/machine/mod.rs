@@ -126,11 +126,14 @@ impl Machine {
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::call("read the supported CPUID leaves"))?;
-        let layout = Layout::new(config.memory, cpuid::address_bits(&supported))?;
+        let mut layout = Layout::new(config.memory, cpuid::address_bits(&supported))?;
+        if config.transport == Transport::PciPorts {
+            layout = layout.with_last_pci_bus(config.peripherals.devices());
+        }
         let memory = memory::map(&layout)?;
         let vm = Vm::new(&kvm, memory.clone())?;
 
-        let board = Motherboard::new(&vm, config.serial)?;
+        let board = Motherboard::new(&vm, &layout, config.serial)?;
         for bus in [&board.pio, &board.mmio] {
             bus.set_accounting(config.timed)?;
         }

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 
-use pio_mmio_bus::pci::{InterruptPin, PortType, RootError};
+use pio_mmio_bus::pci::{InterruptPin, PortType, RequesterId, RootError, RootPort};
 use virtio_devices::block::BlockError;
 use virtio_devices::console::ConsoleError;
 use virtio_devices::net::NetError;
@@ -23,6 +23,8 @@ pub enum Transport {
     /// As PCI functions.
     #[default]
     Pci,
+    /// As PCI functions, each behind a root port of its own: with access control, so that each is an IOMMU group.
+    PciPorts,
     /// As registers that the ACPI tables name.
     Mmio,
 }
@@ -122,14 +124,16 @@ impl VirtioDevices {
         board: &Motherboard,
     ) -> Result<(), MachineError> {
         let attached = match self.transport {
-            Transport::Pci => Attached::Pci(self.attach_pci(name, device, board)?),
+            Transport::Pci | Transport::PciPorts => {
+                Attached::Pci(self.attach_pci(name, device, board)?)
+            }
             Transport::Mmio => Attached::Mmio(self.attach_mmio(name, device, board)?),
         };
         self.attached.push(attached);
         Ok(())
     }
 
-    /// On bus 0, from device 1 on.
+    /// On bus 0, from device 1 on, or behind a port that is there.
     fn attach_pci(
         &mut self,
         name: &str,
@@ -143,14 +147,29 @@ impl VirtioDevices {
                 name: name.to_owned(),
                 limit: usize::from(PCI_DEVICES - 1),
             })?;
+        let port = (self.transport == Transport::PciPorts)
+            .then(|| RootPort::new(&board.root, number))
+            .transpose()?;
+        let (bus, lines, slot, kind) = match &port {
+            Some(port) => (port.bus(), port.intx(), 0, PortType::Endpoint),
+            None => {
+                let root = &board.root;
+                (
+                    root.bus(),
+                    root.intx(),
+                    number,
+                    PortType::IntegratedEndpoint,
+                )
+            }
+        };
         let transport = PciTransport::new(
             device,
             self.vm.memory().clone(),
             &board.router,
-            board.root.intx().pin(number, InterruptPin::A),
+            lines.pin(slot, InterruptPin::A),
             board.root.decoder(),
             PciOptions {
-                port: PortType::IntegratedEndpoint,
+                port: kind,
                 access_platform: false,
             },
         )
@@ -158,10 +177,7 @@ impl VirtioDevices {
             name: name.to_owned(),
             source: Box::new(source),
         })?;
-        board
-            .root
-            .bus()
-            .insert(number << 3, transport.function().clone())
+        bus.insert(RequesterId::devfn_of(slot, 0), transport.function().clone())
             .map_err(RootError::from)?;
         Ok(transport)
     }
