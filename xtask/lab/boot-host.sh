@@ -69,11 +69,13 @@ resident() {
 now() { cut -d ' ' -f 1 /proc/uptime; }
 
 start=$(now)
+return=$(printf '\r') # a terminal's lines end with it
 {
     timeout -k 5 "$BOUND" sh -c "echo \$\$ >$WORK/pid; exec $VMM" </dev/null 2>&1
     echo "host: vmm status: $?"
 } | while IFS= read -r line; do
     printf '%s\n' "$line"
+    line=${line%"$return"}
     case $line in
     "guest: init:"*)
         exits init

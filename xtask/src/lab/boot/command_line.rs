@@ -46,10 +46,10 @@ pub fn command_line(
             "--console",
             &format!("file={}", text(&console)),
             "--transport",
-            if args.transport == Transport::Pci {
-                "pci"
-            } else {
-                "mmio"
+            match args.transport {
+                Transport::Pci => "pci",
+                Transport::PciPorts => "pci-ports",
+                Transport::Mmio => "mmio",
             },
         ]);
         for report in ["exits.txt", "exits.json", "exits.svg"] {
@@ -86,6 +86,7 @@ pub fn command_line(
     add(&["-kernel", &text(image), "-initrd", &text(initrd)]);
     let kind = match args.transport {
         Transport::Pci => "pci",
+        Transport::PciPorts => bail!("only reference-vmm is told to use root ports"),
         Transport::Mmio if args.vmm == Vmm::Microvm => "device",
         Transport::Mmio => bail!("QEMU's q35 has no virtio-mmio"),
     };

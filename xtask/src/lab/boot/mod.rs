@@ -109,6 +109,8 @@ pub struct BootArgs {
 pub enum Transport {
     /// virtio over PCI
     Pci,
+    /// virtio over PCI, each device behind a root port (ours only)
+    PciPorts,
     /// virtio over MMIO
     Mmio,
 }
