@@ -95,6 +95,13 @@ impl<Q: FromBytes + IntoBytes, P: IntoBytes + Immutable> Back<Q, P> {
     /// Asks to be notified of the next request; whether there is one already, so that no notification comes.
     #[must_use]
     pub fn finish(&mut self) -> bool {
-        self.slots.finish(REQUESTS, REQUEST_EVENT, self.taken)
+        self.finish_beyond(0)
+    }
+
+    /// As [`finish`](Self::finish), where `waiting` requests are there and are too few.
+    #[must_use]
+    pub fn finish_beyond(&mut self, waiting: u32) -> bool {
+        let known = self.taken.wrapping_add(waiting);
+        self.slots.finish(REQUESTS, REQUEST_EVENT, known)
     }
 }

@@ -5,7 +5,10 @@
 pub mod block;
 pub mod event;
 pub mod grant;
+pub mod net;
 pub mod ring;
+pub mod xenbus;
+pub mod xenstore;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
