@@ -152,7 +152,11 @@ fn alone(session: &Session) -> Result<Outcome> {
 
 /// What would be published, built from the packages' own files.
 fn packages(session: &Session) -> Result<Outcome> {
-    let mut command = cargo(&["package", "--locked", "--allow-dirty"])?;
+    // A folder of its own each time: cargo takes the packages for crates of a registry, which never change, and would use what it
+    // built of an older state of them.
+    let folder = tempfile::tempdir_in(workspace::target()?)?;
+    let mut command = cargo(&["package", "--locked", "--allow-dirty", "--target-dir"])?;
+    command.arg(folder.path());
     let packages = packages_where(Package::is_published)?;
     for package in &packages {
         command.args(["-p", package]);
