@@ -13,6 +13,7 @@ use reference_vmm::boot::Payload;
 use reference_vmm::machine::stop::{CrashCause, Stop};
 use reference_vmm::machine::{Config, Machine, Peripherals, Stopped, Transport};
 use reference_vmm::report::Report;
+use reference_vmm::vcpu::ExitKind;
 
 const ADDRESS: u32 = 0x20_0000;
 
@@ -151,4 +152,45 @@ fn string_output_arrives_in_order() {
         (&*serial.name, serial.writes),
         ("serial port", text.len() as u64)
     );
+}
+
+/// KVM makes one exit of many elements of `rep ins`, and of each element of `rep outs` one (Linux, arch/x86/kvm/emulate.c); whatever it
+/// hands over goes through the bus at once.
+#[test]
+fn string_input_takes_few_exits() {
+    let length = 64_u32;
+    let buffer = (ADDRESS + 0x1000).to_le_bytes();
+    let mut image = vec![0xbf]; // mov edi, the buffer
+    image.extend(buffer);
+    image.push(0xb9); // mov ecx, its length
+    image.extend(length.to_le_bytes());
+    image.extend([0x66, 0xba, 0x05, 0x05]); // mov dx, 0x505, which reads as 1
+    image.extend([0xfc, 0xf3, 0x6c]); // cld; rep insb
+    image.push(0xbe); // mov esi, the buffer
+    image.extend(buffer);
+    image.push(0xb9);
+    image.extend(length.to_le_bytes());
+    image.extend([0x66, 0xba, 0xf8, 0x03, 0xf3, 0x6e]); // mov dx, 0x3f8; rep outsb
+    image.extend(POWER_OFF);
+    let output = Output::default();
+    let Some(machine) = machine(&image, 1, Transport::Pci, &output) else {
+        return;
+    };
+    let stopped = machine.start().unwrap().wait().unwrap();
+    assert_eq!(stopped.reason, Stop::PowerOff);
+    assert_eq!(*output.0.lock().unwrap(), vec![1; length as usize]);
+    let [vcpu] = &*stopped.vcpus else {
+        panic!("one vCPU");
+    };
+    let reads = vcpu
+        .exits
+        .iter()
+        .find(|(kind, ..)| *kind == ExitKind::PortRead);
+    assert!(reads.is_some_and(|(_, count, _)| count < u64::from(length)));
+    let report = Report::new(&stopped);
+    let port = report.buses[0]
+        .regions
+        .iter()
+        .find(|region| &*region.name == "panic port");
+    assert_eq!(port.unwrap().reads, u64::from(length));
 }
