@@ -1,10 +1,13 @@
 use std::io;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::EventFd;
 use vring::{Features, InFlightRegion, Queue, QueueConfig, QueueState, StartError};
 
+use crate::console::{ConsoleError, ConsoleState};
+use crate::net::{NetError, NetState};
 use crate::worker::WorkerError;
 
 /// The virtio device ID: what kind of device this is (virtio 1.3 §5).
@@ -48,6 +51,34 @@ pub enum DeviceError {
     /// The host back-end failed.
     #[error("back-end: {0}")]
     Backend(#[from] io::Error),
+}
+
+/// What of a device outlives a migration, besides its queues and what its transport keeps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum DeviceState {
+    /// Nothing. Block devices and entropy sources have no more.
+    #[default]
+    None,
+    /// A network device's.
+    Net(NetState),
+    /// A console's.
+    Console(ConsoleState),
+}
+
+/// Why a device refused a saved state.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DeviceStateError {
+    /// It is of another kind of device.
+    #[error("saved state of another kind of device")]
+    Kind,
+    /// A network device's reason.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// A console's reason.
+    #[error(transparent)]
+    Console(#[from] ConsoleError),
 }
 
 /// Raises the used-buffer interrupt of one queue.
@@ -159,6 +190,22 @@ pub trait VirtioDevice<M: GuestAddressSpace>: Send + Sync {
     /// Stops queue `index` and returns where it stopped; `None` if it was not running, so that calling twice is harmless. On
     /// return no I/O on guest memory is in flight for the queue and no interrupt will be raised for it.
     fn stop_queue(&self, index: u16) -> Option<QueueState>;
+
+    /// What the driver has set up beyond queues, features and configuration. Taken while no queue runs.
+    fn device_state(&self) -> DeviceState {
+        DeviceState::None
+    }
+
+    /// Takes over a saved state, after [`reset`](Self::reset) and before a queue is started. An enemy may have written it.
+    ///
+    /// # Errors
+    /// A state that no driver of this device can bring about. The device is as it was then, as far as the host lets it.
+    fn restore_device_state(&self, state: DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::None => Ok(()),
+            _ => Err(DeviceStateError::Kind),
+        }
+    }
 
     /// Returns the device to what it was when created. All queues are stopped already.
     fn reset(&self);

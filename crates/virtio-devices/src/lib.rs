@@ -12,7 +12,8 @@ pub mod transport;
 mod worker;
 
 pub use device::{
-    DeviceError, DeviceEvents, DeviceType, QueueInterrupt, QueueResources, VirtioDevice,
+    DeviceError, DeviceEvents, DeviceState, DeviceStateError, DeviceType, QueueInterrupt,
+    QueueResources, VirtioDevice,
 };
 pub use dma::DmaView;
 pub use worker::{Task, Worker, WorkerError};

@@ -11,7 +11,10 @@ use super::output::Output;
 use super::port::{Notices, Port, PortState, SharedPort};
 use super::spec::{CONTROL_RECEIVE, CONTROL_TRANSMIT, Config, Features};
 use crate::config::read_config;
-use crate::device::{DeviceError, DeviceEvents, DeviceType, QueueResources, VirtioDevice};
+use crate::device::{
+    DeviceError, DeviceEvents, DeviceState, DeviceStateError, DeviceType, QueueResources,
+    VirtioDevice,
+};
 use crate::dma::DmaView;
 use crate::serve::ServedQueues;
 use crate::worker::Worker;
@@ -198,6 +201,17 @@ impl Drop for Console {
 }
 
 impl<M: DmaView> VirtioDevice<M> for Console {
+    fn device_state(&self) -> DeviceState {
+        DeviceState::Console(self.save())
+    }
+
+    fn restore_device_state(&self, state: DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Console(state) => Ok(self.restore(state)?),
+            _ => Err(DeviceStateError::Kind),
+        }
+    }
+
     fn device_type(&self) -> DeviceType {
         DeviceType::CONSOLE
     }

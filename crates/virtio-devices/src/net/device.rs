@@ -12,7 +12,10 @@ use super::spec::{Config, Features, LinkStatus};
 use super::statistics::NetStatistics;
 use super::transmit::Transmit;
 use crate::config::read_config;
-use crate::device::{DeviceError, DeviceEvents, DeviceType, QueueResources, VirtioDevice};
+use crate::device::{
+    DeviceError, DeviceEvents, DeviceState, DeviceStateError, DeviceType, QueueResources,
+    VirtioDevice,
+};
 use crate::dma::DmaView;
 use crate::serve::ServedQueues;
 use crate::worker::Worker;
@@ -190,6 +193,17 @@ where
     M: DmaView,
     B: NetBackend,
 {
+    fn device_state(&self) -> DeviceState {
+        DeviceState::Net(self.save())
+    }
+
+    fn restore_device_state(&self, state: DeviceState) -> Result<(), DeviceStateError> {
+        match state {
+            DeviceState::Net(state) => Ok(self.restore(state)?),
+            _ => Err(DeviceStateError::Kind),
+        }
+    }
+
     fn device_type(&self) -> DeviceType {
         DeviceType::NET
     }

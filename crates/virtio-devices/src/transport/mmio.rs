@@ -113,7 +113,8 @@ impl<M: GuestAddressSpace> MmioTransport<M> {
     /// Takes over a saved state and stays paused.
     ///
     /// # Errors
-    /// The state does not fit the device, or no driver can have brought it about. The transport is as before then.
+    /// The state does not fit the device, or no driver can have brought it about. The transport is as before then; if it is the device
+    /// that refuses its own part, the transport is reset.
     pub fn restore(&self, state: MmioState) -> Result<(), RestoreError> {
         let MmioState {
             transport,

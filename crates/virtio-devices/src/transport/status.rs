@@ -8,7 +8,10 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vring::{Features, QueueConfig, QueueState};
 
 use super::spec::Status;
-use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, VirtioDevice};
+use crate::device::{
+    DeviceError, DeviceEvents, DeviceState, DeviceStateError, QueueInterrupt, QueueResources,
+    VirtioDevice,
+};
 
 /// The features that come from the ring and the transport rather than the device type.
 pub(super) const COMMON_FEATURES: Features = Features::INDIRECT_DESC
@@ -125,6 +128,8 @@ pub struct TransportState {
     pub queue_select: u32,
     /// The queues.
     pub queues: Vec<QueueSetupState>,
+    /// What the device itself keeps.
+    pub device: DeviceState,
 }
 
 /// Why a saved state was refused.
@@ -153,6 +158,9 @@ pub enum RestoreError {
     /// A queue with registers that no driver can bring about.
     #[error("queue {0}: impossible registers")]
     Queue(usize),
+    /// The device refused its part.
+    #[error(transparent)]
+    Device(#[from] DeviceStateError),
     /// The pending interrupt causes have bits that do not exist.
     #[error("pending interrupt causes {0:#x} do not exist")]
     Isr(u8),
@@ -544,7 +552,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
     pub(super) fn save(&mut self) -> TransportState {
         self.pause();
         let Self {
-            device: _,
+            device,
             memory: _,
             offered: _,
             kicks: _,
@@ -565,11 +573,12 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
             driver_features: *driver_features,
             queue_select: *queue_select,
             queues: queues.clone(),
+            device: device.device_state(),
         }
     }
 
     /// Takes over a saved state and stays paused. The state is checked as if an enemy had written it; rings are checked when they
-    /// start.
+    /// start. If it is the device that refuses its part, the machine is reset; else it is as before.
     pub(super) fn restore(&mut self, state: TransportState) -> Result<(), RestoreError> {
         let TransportState {
             status: bits,
@@ -579,6 +588,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
             driver_features,
             queue_select,
             queues,
+            device,
         } = state;
         let status = Status::from_bits(bits).ok_or(RestoreError::Status(bits))?;
         let order = [
@@ -622,6 +632,7 @@ impl<M: GuestAddressSpace> StatusMachine<M> {
         }
         self.reset();
         self.paused = true;
+        self.device.restore_device_state(device)?;
         self.device_feature_select = device_feature_select;
         self.driver_feature_select = driver_feature_select;
         self.driver_features = driver_features;
