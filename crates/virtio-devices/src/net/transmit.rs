@@ -28,14 +28,9 @@ impl<M: DmaView, B: NetBackend> Service<M> for Transmit<B> {
         memory: &M::M,
         _: bool,
     ) -> Result<Wait, vring::Error> {
-        for taken in 0..BURST {
+        for _ in 0..BURST {
             let Some(chain) = queue.pop(&memory)? else {
-                // Where there were frames there are soon more: they are looked for once more before the driver has to kick.
-                return Ok(if taken == 0 {
-                    Wait::Buffers
-                } else {
-                    Wait::Turn
-                });
+                return Ok(Wait::Buffers);
             };
             let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
             // A frame that the host does not take is lost, as on any network.
