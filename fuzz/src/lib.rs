@@ -2,6 +2,7 @@
 
 pub mod block;
 pub mod bus;
+pub mod grant;
 pub mod iommu;
 pub mod net;
 pub mod pci;

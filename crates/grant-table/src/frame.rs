@@ -40,9 +40,10 @@ impl Frame {
     /// A new page of zeros, with a number that no other has.
     pub fn allocate() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0x10_0000);
-        let page = Arc::new(Page(std::cell::UnsafeCell::new([0; PAGE_SIZE])));
+        // In a box, lest the counts of all pages lie in the same set of the cache.
+        let page = Arc::new(Box::new(Page(std::cell::UnsafeCell::new([0; PAGE_SIZE]))));
         Self {
-            page: NonNull::from(&*page).cast(),
+            page: NonNull::from(&**page).cast(),
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             owner: page,
         }

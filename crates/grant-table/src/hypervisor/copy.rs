@@ -9,7 +9,7 @@ use crate::frame::Frame;
 use crate::guest::Access;
 use crate::spec::grant::{Copy, CopyFlags, CopySide, EntryFlags, GrantRef, MapFlags, Refusal};
 use crate::spec::{DomId, PAGE_SIZE};
-use crate::table::Transitive;
+use crate::table::{Transitive, Version};
 
 /// A grant that is to be copied from or to.
 #[derive(Clone, Copy)]
@@ -193,6 +193,9 @@ impl<'a> Granter<'a> {
 
     /// What the entry passes on, if it does. An entry in use stays what it was when its use began.
     fn transitive(&self, reference: GrantRef) -> Result<Option<Transitive>, Refusal> {
+        if self.table.entries().version() == Version::V1 {
+            return Ok(None);
+        }
         let active = self.active(reference)?;
         let header = self.table.header(reference).ok_or(Refusal::BadGrantRef)?;
         let to = self.table.entries().transitive(reference);

@@ -1,0 +1,4 @@
+//! See [`fuzz::grant::grant`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::grant::grant(data));
