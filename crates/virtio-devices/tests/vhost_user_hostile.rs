@@ -436,6 +436,28 @@ fn in_flight_regions_that_do_not_fit_do_not_start_a_ring() {
     unharmed(&backend);
 }
 
+/// QEMU and DPDK enable the rings of a network card before they accept features.
+#[test]
+fn rings_may_be_enabled_before_the_features_are_accepted() {
+    let backend = backend();
+    for enable in [1, 0] {
+        let raw = Raw::connect(&backend);
+        raw.send(SET_VRING_ENABLE, &halves(&[0, enable]), &[]);
+        raw.send(SET_FEATURES, &words(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
+        // A ring that is enabled starts now, and finds no memory.
+        raw.send(SET_VRING_KICK, &words(&[0]), &[event().as_raw_fd()]);
+        if enable == 1 {
+            assert!(matches!(raw.refused(), VhostUserError::RingAddress(0)));
+        } else {
+            raw.served();
+        }
+    }
+    let raw = Raw::connect(&backend);
+    raw.send(SET_VRING_ENABLE, &halves(&[1, 1]), &[]);
+    assert!(matches!(raw.refused(), VhostUserError::NoQueue(1)));
+    unharmed(&backend);
+}
+
 #[test]
 fn features_that_are_not_offered_are_refused() {
     let backend = backend();

@@ -1,11 +1,12 @@
 //! The side that has the device.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use rustix::net::{RecvFlags, recv};
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
     VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
@@ -33,6 +34,10 @@ type Device = Arc<dyn VirtioDevice<Arc<SharedMemory>>>;
 const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// `VHOST_USER_F_PROTOCOL_FEATURES`: there are protocol features, and rings begin disabled.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// `VHOST_USER_SET_VRING_ENABLE`, and the flags of a message without an answer: the version.
+const ENABLE: u32 = 18;
+const VERSION: u32 = 1;
 
 /// What this backend can do of the protocol. `REPLY_ACK` is added by the library.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
@@ -159,6 +164,11 @@ impl VhostUserBackend {
         let session = Arc::new(Mutex::new(session));
         let mut requests = BackendReqHandler::from_stream(stream, Arc::clone(&session));
         let result = loop {
+            match early_enable(&hang_up, &session) {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => break Err(error),
+            }
             match requests.handle_request() {
                 Ok(()) | Err(ProtocolError::SocketRetry(_)) => {}
                 Err(
@@ -177,6 +187,29 @@ impl VhostUserBackend {
         let _ = hang_up.shutdown(Shutdown::Both);
         result
     }
+}
+
+/// Takes a SET_VRING_ENABLE that comes before the features. QEMU's and DPDK's network cards enable rings as soon as protocol features are
+/// offered; the library insists that they are accepted first.
+fn early_enable(stream: &UnixStream, session: &Mutex<Session>) -> Result<bool, VhostUserError> {
+    let mut session = session.lock().unwrap_or_else(PoisonError::into_inner);
+    if session.features & PROTOCOL_FEATURES != 0 {
+        return Ok(false);
+    }
+    // A header: request, flags, and length of what follows.
+    let mut header = [0; 12];
+    let flags = RecvFlags::PEEK | RecvFlags::WAITALL;
+    let wanted = [ENABLE, VERSION, 8].map(u32::to_ne_bytes).concat();
+    if recv(stream, &mut header[..], flags).is_err() || header[..] != wanted {
+        return Ok(false);
+    }
+    let mut message = [0; 20];
+    let mut stream = stream;
+    stream.read_exact(&mut message)?;
+    let [.., i0, i1, i2, i3, enable, _, _, _] = message;
+    let (_, ring) = session.ring(u32::from_ne_bytes([i0, i1, i2, i3]))?;
+    ring.enabled = enable != 0;
+    Ok(true)
 }
 
 /// The frontend's descriptors for errors of its rings.
