@@ -2,9 +2,13 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use pio_mmio_bus::bus::{AccessError, BusDevice};
+use pio_mmio_bus::bus::{
+    Access as HookAccess, AccessError, BusDevice, Hook, Outcome, Suspension, Verdict,
+};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::engine::{At, Denied, Dma, Passthrough, Physical};
+use crate::arbiter::{Arbiter, GuestId, Sharing};
+use crate::engine::{At, Denied, Dma, Engine, Passthrough, Physical};
 use crate::language::Access;
 #[cfg(doc)]
 use crate::language::Policy;
@@ -52,22 +56,37 @@ impl<D: Dma, P: Physical + Clone> Region<D, P> {
     }
 }
 
+fn at(space: u8, offset: u64, width: usize) -> Result<At, AccessError> {
+    match (width, u8::try_from(width)) {
+        (1 | 2 | 4 | 8, Ok(width)) => Ok(At {
+            space,
+            offset,
+            width,
+        }),
+        _ => Err(AccessError::Width { offset, width }),
+    }
+}
+
+/// A little-endian number of at most eight bytes.
+fn number(data: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    for (to, from) in word.iter_mut().zip(data) {
+        *to = *from;
+    }
+    u64::from_le_bytes(word)
+}
+
+fn put(data: &mut [u8], value: u64) {
+    for (to, from) in data.iter_mut().zip(value.to_le_bytes()) {
+        *to = from;
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl<D, P> Region<D, P> {
-    fn at(&self, offset: u64, width: usize) -> Result<At, AccessError> {
-        match width {
-            1 | 2 | 4 | 8 => Ok(At {
-                space: self.space,
-                offset,
-                width: u8::try_from(width).unwrap_or(8),
-            }),
-            _ => Err(AccessError::Width { offset, width }),
-        }
-    }
-
     fn is_free(&self, access: Access, at: At) -> bool {
         let lookup = self.model.lookups.get(usize::from(at.space));
         lookup.is_some_and(|lookup| lookup.find(access, at.offset, at.width.into()) == Found::Free)
@@ -81,31 +100,121 @@ impl<D, P> Region<D, P> {
 
 impl<D: Dma + Send, P: Physical + Send + Sync> BusDevice for Region<D, P> {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
-        let at = self.at(offset, data.len())?;
+        let at = at(self.space, offset, data.len())?;
         let value = if self.is_free(Access::Read, at) {
             self.physical.read(at.space, at.offset, at.width)
         } else {
             let value = lock(&self.device).read(at);
             value.map_err(|denied| self.refuse(at, Access::Read, &denied))?
         };
-        for (to, from) in data.iter_mut().zip(value.to_le_bytes()) {
-            *to = from;
-        }
+        put(data, value);
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let at = self.at(offset, data.len())?;
-        let mut word = [0; 8];
-        for (to, from) in word.iter_mut().zip(data) {
-            *to = *from;
-        }
-        let value = u64::from_le_bytes(word);
+        let at = at(self.space, offset, data.len())?;
+        let value = number(data);
         if self.is_free(Access::Write, at) {
             self.physical.write(at.space, at.offset, at.width, value);
             return Ok(());
         }
         let done = lock(&self.device).write(at, value);
         done.map_err(|denied| self.refuse(at, Access::Write, &denied))
+    }
+}
+
+/// A device that several guests share: an [`Arbiter`] that their buses reach.
+pub struct Shared<D, P> {
+    arbiter: Mutex<Arbiter<D, P>>,
+}
+
+impl<D: Dma, P: Physical> Shared<D, P> {
+    /// Nobody has the device.
+    pub fn new(physical: P, sharing: Sharing) -> Arc<Self> {
+        let arbiter = Mutex::new(Arbiter::new(physical, sharing));
+        Arc::new(Self { arbiter })
+    }
+
+    /// Adds a guest. What it gets is the hook and, with [`Port::region`], the device of each of its regions.
+    ///
+    /// # Errors
+    ///
+    /// There is no eventfd to be had.
+    pub fn add(self: &Arc<Self>, engine: Engine<D>) -> std::io::Result<Port<D, P>> {
+        let turn = Arc::new(EventFd::new(EFD_NONBLOCK)?);
+        let signal = turn.clone();
+        let wake = move || {
+            // A counter that is full is readable too.
+            let _full = signal.write(1);
+        };
+        let guest = lock(&self.arbiter).add(engine, Box::new(wake));
+        Ok(Port {
+            shared: self.clone(),
+            guest,
+            turn,
+            space: 0,
+        })
+    }
+
+    /// What is not an access: interrupts, input, time.
+    pub fn with<T>(&self, f: impl FnOnce(&mut Arbiter<D, P>) -> T) -> T {
+        f(&mut lock(&self.arbiter))
+    }
+}
+
+/// A guest's way to a shared device. As the hook of the guest's regions it suspends accesses until it is the guest's turn; as their
+/// device it carries them out.
+pub struct Port<D, P> {
+    shared: Arc<Shared<D, P>>,
+    guest: GuestId,
+    turn: Arc<EventFd>,
+    space: u8,
+}
+
+impl<D, P> Port<D, P> {
+    /// The guest's name.
+    pub fn guest(&self) -> GuestId {
+        self.guest
+    }
+
+    /// The same for another space.
+    pub fn region(&self, space: u8) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            guest: self.guest,
+            turn: self.turn.clone(),
+            space,
+        }
+    }
+}
+
+impl<D: Dma + Send, P: Physical + Send> Hook for Port<D, P> {
+    fn before(&self, _access: &HookAccess<'_>) -> Verdict {
+        let mut arbiter = lock(&self.shared.arbiter);
+        if arbiter.enter(self.guest) {
+            return Verdict::Allow;
+        }
+        // Under the lock: no turn of this guest comes in between.
+        let _empty = self.turn.read();
+        Verdict::Suspend(Suspension::new(self.turn.clone()))
+    }
+
+    fn after(&self, _access: &HookAccess<'_>, _data: &[u8], _outcome: &Outcome) {
+        lock(&self.shared.arbiter).leave(self.guest);
+    }
+}
+
+impl<D: Dma + Send, P: Physical + Send> BusDevice for Port<D, P> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        let at = at(self.space, offset, data.len())?;
+        let value = lock(&self.shared.arbiter).read(self.guest, at);
+        put(data, value.map_err(|_| AccessError::Denied { offset })?);
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        let at = at(self.space, offset, data.len())?;
+        let done = lock(&self.shared.arbiter).write(self.guest, at, number(data));
+        done.map_err(|_| AccessError::Denied { offset })
     }
 }

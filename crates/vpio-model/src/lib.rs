@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+pub mod arbiter;
 #[cfg(feature = "bus")]
 pub mod bus;
 pub mod check;

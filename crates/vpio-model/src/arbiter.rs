@@ -1,0 +1,321 @@
+//! One device, several guests: who has it, who waits, and when it changes hands.
+
+use std::collections::VecDeque;
+
+use crate::engine::{At, Denied, Dma, Engine, Physical};
+use crate::language::Policy;
+
+/// Names a guest of an arbiter. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GuestId(u64);
+
+/// What to do about input for a guest that does not have the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InputPolicy {
+    /// Remember that there is some.
+    Hold,
+    /// Forget it.
+    Drop,
+    /// Give the guest the device.
+    Switch,
+}
+
+/// How an arbiter shares. Times are in whatever [`tick`](Arbiter::tick) is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    /// How long a guest keeps the device at least, if it uses it.
+    pub quantum: u64,
+    /// How long a guest waits before the device is taken from another by force.
+    pub patience: u64,
+    /// What becomes of input for a guest that does not have the device.
+    pub input: InputPolicy,
+}
+
+/// What became of input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// The guest has the device: give it.
+    Deliver,
+    /// The guest gets it later: [`Arbiter::take_held`] tells how often.
+    Held,
+    /// It is lost.
+    Dropped,
+}
+
+/// Told that the device is a guest's now, and that what it was refused is worth trying again.
+pub trait Wake: Send {
+    /// The guest has the device.
+    fn wake(&self);
+}
+
+impl<F: Fn() + Send> Wake for F {
+    fn wake(&self) {
+        self();
+    }
+}
+
+/// What an arbiter did until now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// The device changed hands while it was reusable.
+    pub switches: u64,
+    /// It was taken by force.
+    pub forced: u64,
+}
+
+struct Guest<D> {
+    id: GuestId,
+    engine: Engine<D>,
+    wake: Box<dyn Wake>,
+    /// Whether the device has to be made what it was.
+    has_context: bool,
+    held: u64,
+}
+
+/// Multiplexes a device.
+pub struct Arbiter<D, P> {
+    physical: P,
+    sharing: Sharing,
+    guests: Vec<Guest<D>>,
+    owner: Option<GuestId>,
+    waiting: VecDeque<(GuestId, u64)>,
+    /// Accesses of the owner that are under way.
+    inside: u64,
+    since: u64,
+    now: u64,
+    next: u64,
+    counts: Counts,
+}
+
+impl<D: Dma, P: Physical> Arbiter<D, P> {
+    /// Nobody has the device; it is reset.
+    pub fn new(physical: P, sharing: Sharing) -> Self {
+        physical.reset();
+        Self {
+            physical,
+            sharing,
+            guests: Vec::new(),
+            owner: None,
+            waiting: VecDeque::new(),
+            inside: 0,
+            since: 0,
+            now: 0,
+            next: 0,
+            counts: Counts::default(),
+        }
+    }
+
+    /// Adds a guest with its own view of the device and of its memory.
+    pub fn add(&mut self, engine: Engine<D>, wake: Box<dyn Wake>) -> GuestId {
+        let id = GuestId(self.next);
+        self.next += 1;
+        self.guests.push(Guest {
+            id,
+            engine,
+            wake,
+            has_context: false,
+            held: 0,
+        });
+        id
+    }
+
+    /// Forgets a guest, which may be dead. If it had the device, that is reset: it moves none of the guest's memory any more.
+    pub fn remove(&mut self, guest: GuestId) {
+        self.waiting.retain(|(waiting, _)| *waiting != guest);
+        if self.owner == Some(guest) {
+            self.physical.reset();
+            self.owner = None;
+            self.inside = 0;
+        }
+        self.guests.retain(|known| known.id != guest);
+        self.settle();
+    }
+
+    /// Who has the device.
+    pub fn owner(&self) -> Option<GuestId> {
+        self.owner
+    }
+
+    /// What happened until now.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    /// A guest wants to use the device. Whether it has it; then each such call is followed by a [`leave`](Self::leave), and the
+    /// device does not change hands in between. Otherwise the guest waits, and is woken.
+    pub fn enter(&mut self, guest: GuestId) -> bool {
+        if self.owner != Some(guest) && self.guests.iter().any(|known| known.id == guest) {
+            self.wait(guest);
+            self.settle();
+        }
+        let has = self.owner == Some(guest);
+        self.inside += u64::from(has);
+        has
+    }
+
+    /// The access is over.
+    pub fn leave(&mut self, guest: GuestId) {
+        if self.owner == Some(guest) {
+            self.inside = self.inside.saturating_sub(1);
+            self.settle();
+        }
+    }
+
+    /// Writes a register for the owner, between [`enter`](Self::enter) and [`leave`](Self::leave).
+    ///
+    /// # Errors
+    ///
+    /// The model denies it, or the guest is not the owner.
+    pub fn write(&mut self, guest: GuestId, at: At, value: u64) -> Result<(), Denied> {
+        let (engine, physical) = self.parts(guest)?;
+        match engine.write(at, value, physical) {
+            Ok(value) => {
+                physical.write(at.space, at.offset, at.width, value);
+                Ok(())
+            }
+            Err(denied) => Err(refused(engine, physical, denied)),
+        }
+    }
+
+    /// Reads a register for the owner, between [`enter`](Self::enter) and [`leave`](Self::leave).
+    ///
+    /// # Errors
+    ///
+    /// The model denies it, or the guest is not the owner.
+    pub fn read(&mut self, guest: GuestId, at: At) -> Result<u64, Denied> {
+        let (engine, physical) = self.parts(guest)?;
+        let result = engine.before_read(at).and_then(|watched| {
+            let value = physical.read(at.space, at.offset, at.width);
+            if watched {
+                engine.after_read(at, value, physical)
+            } else {
+                Ok(value)
+            }
+        });
+        result.map_err(|denied| refused(engine, physical, denied))
+    }
+
+    /// The device interrupts: whom to tell.
+    pub fn interrupt(&mut self) -> Option<GuestId> {
+        let owner = self.owner?;
+        let (engine, physical) = self.parts(owner).ok()?;
+        if let Err(denied) = engine.interrupt(physical) {
+            refused(engine, physical, denied);
+        }
+        Some(owner)
+    }
+
+    /// Input has come for a guest, as whoever looks at it found out.
+    pub fn input(&mut self, guest: GuestId) -> Input {
+        if self.owner == Some(guest) {
+            return Input::Deliver;
+        }
+        let Some(known) = self.guests.iter_mut().find(|known| known.id == guest) else {
+            return Input::Dropped;
+        };
+        if self.sharing.input == InputPolicy::Drop {
+            return Input::Dropped;
+        }
+        known.held = known.held.saturating_add(1);
+        if self.sharing.input == InputPolicy::Switch {
+            self.wait(guest);
+            self.settle();
+        }
+        Input::Held
+    }
+
+    /// How much input was held for a guest since this was last asked.
+    pub fn take_held(&mut self, guest: GuestId) -> u64 {
+        let known = self.guests.iter_mut().find(|known| known.id == guest);
+        known.map_or(0, |known| std::mem::take(&mut known.held))
+    }
+
+    /// It is `now`, which never goes back. Whoever waits for too long gets the device, and its owner a device that was reset.
+    pub fn tick(&mut self, now: u64) {
+        self.now = self.now.max(now);
+        if let Some(owner) = self.owner
+            && let Ok((engine, physical)) = self.parts(owner)
+            && let Err(denied) = engine.timer(physical)
+        {
+            refused(engine, physical, denied);
+        }
+        self.settle();
+        let Some(&(_, since)) = self.waiting.front() else {
+            return;
+        };
+        if self.owner.is_some() && self.inside == 0 && self.now - since >= self.sharing.patience {
+            self.counts.forced += 1;
+            self.give(false);
+        }
+    }
+
+    fn parts(&mut self, guest: GuestId) -> Result<(&mut Engine<D>, &P), Denied> {
+        let known = self.guests.iter_mut().find(|known| known.id == guest);
+        match known {
+            Some(known) if self.owner == Some(guest) => Ok((&mut known.engine, &self.physical)),
+            _ => Err(Denied {
+                policy: Policy::Ignore,
+                reason: "the device is another guest's".into(),
+            }),
+        }
+    }
+
+    fn wait(&mut self, guest: GuestId) {
+        if !self.waiting.iter().any(|(waiting, _)| *waiting == guest) {
+            self.waiting.push_back((guest, self.now));
+        }
+    }
+
+    /// Lets the device change hands if somebody waits, and nothing is against it.
+    fn settle(&mut self) {
+        if self.waiting.is_empty() || self.inside > 0 {
+            return;
+        }
+        match self.owner {
+            None => self.give(false),
+            Some(owner) if self.now - self.since >= self.sharing.quantum => {
+                let reusable = self
+                    .parts(owner)
+                    .is_ok_and(|(engine, physical)| engine.is_reusable(physical));
+                if reusable {
+                    self.counts.switches += 1;
+                    self.give(true);
+                }
+            }
+            Some(_) => {}
+        }
+    }
+
+    /// Gives the device to whoever waits longest. The owner's context is kept only if the device is reusable.
+    fn give(&mut self, keep: bool) {
+        if let Some(owner) = self.owner.take()
+            && let Some(guest) = self.guests.iter_mut().find(|known| known.id == owner)
+        {
+            guest.has_context = keep && guest.engine.save_device(&self.physical).is_ok();
+        }
+        self.physical.reset();
+        let Some((next, _)) = self.waiting.pop_front() else {
+            return;
+        };
+        let Some(guest) = self.guests.iter_mut().find(|known| known.id == next) else {
+            return;
+        };
+        let restored = guest.has_context && guest.engine.restore_device(&self.physical).is_ok();
+        if !restored {
+            self.physical.reset();
+            guest.engine.reset();
+        }
+        self.owner = Some(next);
+        self.since = self.now;
+        guest.wake.wake();
+    }
+}
+
+/// Does what a denial asks for, as far as it is the device's.
+fn refused<D: Dma>(engine: &mut Engine<D>, physical: &impl Physical, denied: Denied) -> Denied {
+    if denied.policy == Policy::Reset {
+        physical.reset();
+        engine.reset();
+    }
+    denied
+}

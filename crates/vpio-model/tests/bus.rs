@@ -1,0 +1,92 @@
+//! Devices as regions of a bus.
+
+#![cfg(feature = "bus")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+
+mod common;
+
+use std::sync::{Arc, Mutex};
+
+use common::{SIZE, parse};
+use pio_mmio_bus::bus::{AddressSpace, Bus, Direction, Outcome};
+use vpio_model::arbiter::{InputPolicy, Sharing};
+use vpio_model::bus::{DenialSink, Region, Shared};
+use vpio_model::engine::{At, Denied, Engine, Passthrough, Translation};
+use vpio_model::in_process::{Memory, Registers};
+use vpio_model::language::Access;
+use vpio_model::models;
+
+fn engine(text: &str) -> Engine<Arc<Memory>> {
+    let model = Arc::new(parse(text));
+    let shadow = usize::try_from(model.shadow_bytes()).unwrap();
+    let translation = Translation::Identity { size: SIZE };
+    Engine::new(
+        model,
+        Arc::new(Memory::new(1 << 20, translation, shadow, 1 << 32)),
+    )
+}
+
+#[derive(Default)]
+struct Log(Mutex<Vec<String>>);
+
+impl DenialSink for Log {
+    fn denied(&self, at: At, _access: Access, denied: &Denied) {
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("{:#x}: {denied}", at.offset));
+    }
+}
+
+#[test]
+fn a_denied_access_is_as_where_there_is_no_device() {
+    let card = Arc::new(Registers::default());
+    let device = Passthrough::new(engine(models::RTL8139), card.clone());
+    let log = Arc::new(Log::default());
+    let region = Region::new(Arc::new(Mutex::new(device)), 0, log.clone());
+    let bus = Bus::new(AddressSpace::Pio).unwrap();
+    bus.insert(0xc000, 256, "card", Arc::new(region)).unwrap();
+    let mut vcpu = bus.reader();
+    assert_eq!(vcpu.write(0xc048, &[1, 0, 0, 0]), Outcome::Done);
+    assert_eq!(card.get(0, 0x48), Some(1));
+    assert_eq!(vcpu.write(0xc020, &[0, 0, 0x10, 0]), Outcome::Done);
+    assert!(matches!(
+        vcpu.write(0xc010, &[60, 0, 0, 0]),
+        Outcome::Failed(_)
+    ));
+    assert_eq!(card.get(0, 0x10), None);
+    let mut data = [0; 4];
+    assert!(matches!(vcpu.read(0xc0f0, &mut data), Outcome::Failed(_)));
+    assert_eq!(data, [0xff; 4]);
+    let log = log.0.lock().unwrap();
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert!(log[0].starts_with("0x10: transfer `tx_dma[0]`"), "{log:?}");
+}
+
+#[test]
+fn who_has_no_turn_is_suspended_until_it_has() {
+    let card = Arc::new(Registers::default());
+    let sharing = Sharing {
+        quantum: 10,
+        patience: 1000,
+        input: InputPolicy::Drop,
+    };
+    let shared = Shared::new(card, sharing);
+    let mut vcpus = [(), ()].map(|()| {
+        let port = Arc::new(shared.add(engine(models::PIIX_BMIDE)).unwrap());
+        let bus = Bus::new(AddressSpace::Pio).unwrap();
+        let region = bus
+            .insert(0xc000, 16, "ide", Arc::new(port.region(0)))
+            .unwrap();
+        bus.add_hook(region, 0..16, Direction::Both, port).unwrap();
+        bus.reader()
+    });
+    assert_eq!(vcpus[0].write(0xc004, &[0; 4]), Outcome::Done);
+    let Outcome::Suspended(suspension) = vcpus[1].write(0xc004, &[0; 4]) else {
+        panic!("the other guest has the device");
+    };
+    assert!(suspension.eventfd().read().is_err());
+    shared.with(|arbiter| arbiter.tick(10));
+    assert_eq!(suspension.eventfd().read().unwrap(), 1);
+    assert_eq!(vcpus[1].write(0xc004, &[0; 4]), Outcome::Done);
+}
