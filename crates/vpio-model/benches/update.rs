@@ -36,13 +36,13 @@ struct Bare(Arc<Card>);
 impl BusDevice for Bare {
     fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
         let value = self.0.read(0, offset, 1).to_le_bytes();
-        data.copy_from_slice(&value[..data.len()]);
+        data.iter_mut().zip(value).for_each(|(to, from)| *to = from);
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
         let mut word = [0; 8];
-        word[..data.len()].copy_from_slice(data);
+        word.iter_mut().zip(data).for_each(|(to, from)| *to = *from);
         self.0.write(0, offset, 1, u64::from_le_bytes(word));
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Devices as regions of a bus.
 
 #![cfg(feature = "bus")]
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test")]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 

@@ -9,8 +9,6 @@ use vpio_model::models;
 
 /// States that are looked into: all there are for PIIX, those with something new for the others.
 const STATES: usize = 64;
-/// Enough to find what is wrong with the models below.
-const FEW: usize = 48;
 
 /// THREATS.md, "passthrough model": exhaustive walks of each model.
 #[test]
@@ -18,14 +16,14 @@ fn the_models_have_no_findings() {
     for (path, text) in models::ALL {
         let report = parse(text).check(STATES);
         assert_eq!(report.findings, [], "{path}");
-        assert!(report.complete || report.states == STATES, "{path}");
+        assert!(report.complete || report.states >= STATES, "{path}");
     }
 }
 
 /// A model with `from` replaced.
 fn seeded(text: &str, from: &str, to: &str) -> Vec<Finding> {
     assert!(text.contains(from), "{from}");
-    parse(&text.replace(from, to)).check(FEW).findings
+    parse(&text.replace(from, to)).check(STATES).findings
 }
 
 fn unchecked(findings: &[Finding], name: &str) -> bool {
@@ -44,7 +42,7 @@ fn a_removed_check_is_found() {
         "tx_dma[0]"
     ));
     assert!(unchecked(
-        &seeded(rtl, "check rx_dma; rx -> on;", "rx -> on;"),
+        &seeded(rtl, "check rx_dma;\n            if", "if"),
         "rx_dma"
     ));
     assert!(unchecked(
@@ -53,8 +51,8 @@ fn a_removed_check_is_found() {
     ));
     let moved = seeded(
         rtl,
-        "require tx[n] is idle, \"the slot is being sent\";\n        tsad",
-        "tsad",
+        "require !(tx[n] is busy), \"the slot is being sent\";\n        tx[n] -> idle;",
+        "if tx[n] is unset { tx[n] -> idle; }",
     );
     assert!(unchecked(&moved, "tx_dma[0]"));
     let moved = seeded(

@@ -39,6 +39,8 @@ fn rtl8139_sends_only_what_the_guest_has() {
     card.registers.set(0, 0x10, 0x2000 | 60);
     card.write(0x10, 4, 65).unwrap_err();
     assert_eq!(card.given(0x10), 0x2000 | 60);
+    // A slot of which the card alone knows where it is.
+    card.write(0x18, 4, 60).unwrap_err();
     // Outside altogether; too long; at the end of all addresses.
     for (address, size) in [(SIZE, 60), (0, 1793), (0xffff_ffff, 60)] {
         card.write(0x24, 4, address).unwrap();
@@ -58,6 +60,10 @@ fn rtl8139_receives_only_into_what_the_guest_has() {
     card.write(0x44, 4, 1 << 11).unwrap_err();
     card.write(0x44, 4, 0xf).unwrap();
     assert_eq!(card.given(0x44), 0xf);
+    // After a reset the ring is as short as the model believes, whatever the card keeps.
+    card.write(0x37, 1, 0x18).unwrap_err();
+    card.write(0x37, 1, 0x10).unwrap();
+    assert_eq!(card.given(0x44), 0);
 }
 
 /// THREATS.md, "an event the model does not know": other widths, other offsets, the C+ mode.

@@ -292,7 +292,10 @@ impl Explorer<'_> {
         if let Some(&number) = self.known.get(&state) {
             return Some(number);
         }
-        if self.nodes.len() >= self.limit {
+        // Every state of every machine is looked into, whatever the limit.
+        let fresh = |slot| !self.seen.contains(&(slot, frame.get(slot)));
+        let mut machines = self.model.machines.iter();
+        if self.nodes.len() >= self.limit && !machines.any(|machine| fresh(machine.slot)) {
             self.complete = false;
             return None;
         }

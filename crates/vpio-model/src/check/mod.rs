@@ -142,7 +142,7 @@ impl fmt::Display for Finding {
 
 impl Model {
     /// Looks for what is wrong. Tries events, those that lead to something new first, until it has
-    /// seen `limit` states.
+    /// seen `limit` states, and every state of every machine that it comes by.
     pub fn check(&self, limit: usize) -> Report {
         let mut report = explore::explore(self, limit.max(1));
         report.findings.extend(shape::findings(self));
