@@ -6,4 +6,5 @@ pub mod grant;
 pub mod iommu;
 pub mod net;
 pub mod pci;
+pub mod vpio;
 pub mod vring;

@@ -8,7 +8,7 @@ use vpio_model::model::Sharing;
 use vpio_model::models;
 
 /// States that are looked into: all there are for PIIX, those with something new for the others.
-const STATES: usize = 64;
+const STATES: usize = 48;
 
 /// THREATS.md, "passthrough model": exhaustive walks of each model.
 #[test]

@@ -1,0 +1,242 @@
+//! Device models: texts that may be none, events that may be anything, guests that take turns.
+
+use std::sync::Arc;
+
+use vpio_model::arbiter::{Arbiter, InputPolicy, Sharing};
+use vpio_model::engine::{At, Dma, Engine, Passthrough, Translation};
+use vpio_model::in_process::{Memory, Registers};
+use vpio_model::model::{self, Model};
+use vpio_model::models;
+
+/// Guest memory.
+const SIZE: u64 = 0x1_0000;
+/// Where the device sees it, and the shadows.
+const GUEST: u64 = 0x1000_0000;
+const SHADOW: u64 = 0x8000_0000;
+
+/// Takes the input apart; an input that is used up gives zeroes.
+struct Input<'a>(&'a [u8]);
+
+impl Input<'_> {
+    fn byte(&mut self) -> u8 {
+        match self.0.split_first() {
+            Some((byte, rest)) => {
+                self.0 = rest;
+                *byte
+            }
+            None => 0,
+        }
+    }
+
+    fn word(&mut self) -> u64 {
+        u64::from_le_bytes([(); 8].map(|()| self.byte()))
+    }
+
+    /// An address in guest memory, or near its end, or a few bits, or anything.
+    fn value(&mut self) -> u64 {
+        let kind = self.byte();
+        let low = u64::from(self.byte());
+        match kind % 5 {
+            0 => low << 8,
+            1 => SIZE - low,
+            2 => low,
+            3 => low << (kind >> 2),
+            _ => self.word(),
+        }
+    }
+
+    fn at(&mut self) -> At {
+        let space = self.byte();
+        At {
+            // Mostly the first.
+            space: if space < 0xf0 { 0 } else { space & 3 },
+            offset: u64::from(self.byte()) | u64::from(space & 0x3f) << 8,
+            width: 1 << (self.byte() & 3),
+        }
+    }
+}
+
+fn engine(model: &Arc<Model>) -> Option<Engine<Arc<Memory>>> {
+    let shadow = usize::try_from(model.shadow_bytes()).ok()?;
+    let translation = Translation::Offset {
+        base: GUEST,
+        size: SIZE,
+    };
+    let memory = Memory::new(usize::try_from(SIZE).ok()?, translation, shadow, SHADOW);
+    Some(Engine::new(model.clone(), Arc::new(memory)))
+}
+
+/// One of the crate's models.
+fn chosen(input: &mut Input<'_>) -> Option<Arc<Model>> {
+    let number = usize::from(input.byte()) % models::ALL.len();
+    let (path, text) = models::ALL.get(number)?;
+    Model::parse(path, text).ok().map(Arc::new)
+}
+
+/// Reads a text; checks and hooks what is a model, shows what is not.
+///
+/// # Panics
+///
+/// On a finding.
+pub fn vpio_text(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match Model::parse("fuzz.vpio", text) {
+        Ok(model) => {
+            let report = model.check(20);
+            assert!(model.graph(&report).starts_with("digraph"));
+            let exclusive = model.hooks(model::Sharing::Exclusive).registers.len();
+            let shared = model.hooks(model::Sharing::Shared).registers.len();
+            assert!(
+                exclusive <= shared,
+                "one guest needs no more hooks than two"
+            );
+        }
+        Err(error) => {
+            assert!(!error.diagnostics.is_empty());
+            assert!(error.to_string().contains("error"));
+        }
+    }
+}
+
+/// A guest that does anything to one of the models.
+///
+/// # Panics
+///
+/// On a finding.
+pub fn vpio_engine(data: &[u8]) {
+    let mut input = Input(data);
+    let Some(model) = chosen(&mut input) else {
+        return;
+    };
+    let Some(engine) = engine(&model) else { return };
+    let memory = engine.dma().clone();
+    let card = Arc::new(Registers::default());
+    let mut device = Passthrough::new(engine, card.clone());
+    while !input.0.is_empty() {
+        match input.byte() % 8 {
+            0..=3 => {
+                let (at, value) = (input.at(), input.value());
+                let before = device.engine().save();
+                if device.write(at, value).is_err() {
+                    assert_eq!(
+                        device.engine().save(),
+                        before,
+                        "a denied event changes nothing"
+                    );
+                }
+            }
+            4 => {
+                let at = input.at();
+                let _denied = device.read(at);
+            }
+            5 => {
+                let (at, bytes) = (input.value(), input.word());
+                let _outside = memory.write(at, &bytes.to_le_bytes());
+            }
+            6 => {
+                // The device shows something, or wrote a descriptor.
+                let (at, value) = (input.at(), input.value());
+                card.set(at.space, at.offset, value);
+                memory.write_shadow(value, &[input.byte()]);
+            }
+            _ => {
+                let _denied = device.interrupt();
+                let _denied = device.timer();
+            }
+        }
+    }
+    let state = device.engine().save();
+    let resumed = device.suspend().and_then(|state| device.resume(&state));
+    if resumed.is_err() {
+        device.reset();
+    }
+    let Some(mut other) = self::engine(&model) else {
+        return;
+    };
+    assert!(
+        other.restore(&state).is_ok(),
+        "a model's own state was refused"
+    );
+    assert_eq!(other.save(), state);
+}
+
+/// Three guests that share a device, each doing anything.
+///
+/// # Panics
+///
+/// On a finding.
+pub fn vpio_arbiter(data: &[u8]) {
+    let mut input = Input(data);
+    let Some(model) = chosen(&mut input) else {
+        return;
+    };
+    let card = Arc::new(Registers::default());
+    let policies = [InputPolicy::Hold, InputPolicy::Drop, InputPolicy::Switch];
+    let input_policy = policies
+        .get(usize::from(input.byte() % 3))
+        .copied()
+        .unwrap_or(InputPolicy::Drop);
+    let sharing = Sharing {
+        quantum: u64::from(input.byte() % 4),
+        patience: 16,
+        input: input_policy,
+    };
+    let mut arbiter = Arbiter::new(card.clone(), sharing);
+    let mut guests: Vec<_> = (0..3)
+        .filter_map(|_| engine(&model))
+        .map(|engine| arbiter.add(engine, Box::new(|| {})))
+        .collect();
+    let mut now = 0;
+    while !input.0.is_empty() && !guests.is_empty() {
+        let which = usize::from(input.byte()) % guests.len();
+        let Some(&guest) = guests.get(which) else {
+            return;
+        };
+        match input.byte() % 16 {
+            0..=8 => {
+                let (at, value) = (input.at(), input.value());
+                if arbiter.enter(guest) {
+                    assert_eq!(arbiter.owner(), Some(guest));
+                    let _denied = arbiter.write(guest, at, value);
+                    arbiter.leave(guest);
+                } else {
+                    assert_ne!(arbiter.owner(), Some(guest));
+                    assert!(arbiter.write(guest, at, value).is_err(), "not its turn");
+                }
+            }
+            9 | 10 => {
+                let (at, value) = (input.at(), input.value());
+                card.set(at.space, at.offset, value);
+            }
+            11 => {
+                let _fate = arbiter.input(guest);
+                arbiter.take_held(guest);
+            }
+            12 if guests.len() > 1 => {
+                arbiter.remove(guest);
+                guests.swap_remove(which);
+                assert_ne!(arbiter.owner(), Some(guest));
+            }
+            13 => {
+                assert_eq!(arbiter.interrupt(), arbiter.owner());
+            }
+            _ => {
+                now += u64::from(input.byte() % 8);
+                arbiter.tick(now);
+            }
+        }
+    }
+    // Whoever waits gets the device in the end.
+    for guest in guests {
+        if !arbiter.enter(guest) {
+            for _ in 0..4 {
+                now += 16;
+                arbiter.tick(now);
+            }
+            assert!(arbiter.enter(guest), "starved");
+        }
+        arbiter.leave(guest);
+    }
+}
