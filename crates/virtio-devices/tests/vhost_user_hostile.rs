@@ -452,6 +452,15 @@ fn rings_may_be_enabled_before_the_features_are_accepted() {
             raw.served();
         }
     }
+    // With NEED_REPLY it is acknowledged, if REPLY_ACK was accepted.
+    let raw = Raw::connect(&backend);
+    raw.send(SET_PROTOCOL_FEATURES, &words(&[PROTOCOL]), &[]);
+    let message = halves(&[SET_VRING_ENABLE, 9, 8, 0, 1]);
+    raw.stream
+        .send_with_fds(&[message.as_slice()], &[])
+        .unwrap();
+    assert_eq!(raw.reply(), words(&[0]));
+    raw.served();
     let raw = Raw::connect(&backend);
     raw.send(SET_VRING_ENABLE, &halves(&[1, 1]), &[]);
     assert!(matches!(raw.refused(), VhostUserError::NoQueue(1)));

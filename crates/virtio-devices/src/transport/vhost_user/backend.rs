@@ -1,7 +1,7 @@
 //! The side that has the device.
 
 use std::fs::File;
-use std::io::{self, Read as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,9 +35,12 @@ const LOG_ALL: u64 = VhostUserVirtioFeatures::LOG_ALL.bits();
 /// `VHOST_USER_F_PROTOCOL_FEATURES`: there are protocol features, and rings begin disabled.
 const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 
-/// `VHOST_USER_SET_VRING_ENABLE`, and the flags of a message without an answer: the version.
+/// `VHOST_USER_SET_VRING_ENABLE`.
 const ENABLE: u32 = 18;
+/// Flags of a message: the version, that it is an answer, and that it wants one.
 const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
 
 /// What this backend can do of the protocol. `REPLY_ACK` is added by the library.
 const PROTOCOL: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ
@@ -199,16 +202,24 @@ fn early_enable(stream: &UnixStream, session: &Mutex<Session>) -> Result<bool, V
     // A header: request, flags, and length of what follows.
     let mut header = [0; 12];
     let flags = RecvFlags::PEEK | RecvFlags::WAITALL;
-    let wanted = [ENABLE, VERSION, 8].map(u32::to_ne_bytes).concat();
-    if recv(stream, &mut header[..], flags).is_err() || header[..] != wanted {
+    let message = |flags: u32| [ENABLE, flags, 8].map(u32::to_ne_bytes).concat();
+    if recv(stream, &mut header[..], flags).is_err() {
         return Ok(false);
     }
-    let mut message = [0; 20];
+    let acknowledge = header[..] == message(VERSION | NEED_REPLY);
+    if !acknowledge && header[..] != message(VERSION) {
+        return Ok(false);
+    }
+    let mut bytes = [0; 20];
     let mut stream = stream;
-    stream.read_exact(&mut message)?;
-    let [.., i0, i1, i2, i3, enable, _, _, _] = message;
+    stream.read_exact(&mut bytes)?;
+    let [.., i0, i1, i2, i3, enable, _, _, _] = bytes;
     let (_, ring) = session.ring(u32::from_ne_bytes([i0, i1, i2, i3]))?;
     ring.enabled = enable != 0;
+    if acknowledge && session.reply_ack {
+        let answer = [message(VERSION | REPLY), vec![0; 8]].concat();
+        stream.write_all(&answer)?;
+    }
     Ok(true)
 }
 
@@ -241,6 +252,8 @@ struct Session {
     /// Features of the device that are the frontend's business.
     hidden: u64,
     features: u64,
+    /// Messages that want to be acknowledged are.
+    reply_ack: bool,
     memory: MemoryTable,
     log: Option<Arc<MmapRegion>>,
     in_flight: Option<InFlightArea>,
@@ -255,16 +268,19 @@ impl Session {
             device,
             errors,
             features: 0,
+            reply_ack: false,
             memory: MemoryTable::default(),
             log: None,
             in_flight: None,
             rings: Vec::new(),
         };
         session.reset();
+        *session.errors.lock() = session.rings.iter().map(|_| None).collect();
         session
     }
 
-    /// Stops everything and forgets it, but for the memory and its log.
+    /// Stops everything and forgets it, but for what is shared: memory, its log, and the descriptors for what we have to say. QEMU hands
+    /// those over before it resets the device.
     fn reset(&mut self) {
         for index in 0..self.rings.len() {
             self.pause(index);
@@ -275,9 +291,12 @@ impl Session {
             // The last is the control queue.
             sizes = sizes.split_last().map_or(sizes, |(_, data)| data);
         }
+        let calls: Vec<_> = self.rings.drain(..).map(|ring| ring.call).collect();
         self.rings = sizes.iter().copied().map(Ring::new).collect();
+        for (ring, call) in self.rings.iter_mut().zip(calls) {
+            ring.call = call;
+        }
         self.in_flight = None;
-        *self.errors.lock() = sizes.iter().map(|_| None).collect();
         self.features = 0;
     }
 
@@ -512,6 +531,7 @@ impl VhostUserBackendReqHandlerMut for Session {
             let accepted = features;
             return Err(VhostUserError::Features { accepted, offered }.into());
         }
+        self.reply_ack = features & VhostUserProtocolFeatures::REPLY_ACK.bits() != 0;
         Ok(())
     }
 
