@@ -5,6 +5,7 @@ pub mod debian;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;
+pub mod vhost;
 
 use std::time::Duration;
 
@@ -33,6 +34,8 @@ enum Scenario {
     Run(RunArgs),
     /// Boot an unmodified Debian guest and check its I/O (the same as `cargo xtask boot`)
     Boot(boot::BootArgs),
+    /// Try vring-vhost with DPDK's testpmd and with a guest of QEMU, killing it under load
+    Vhost,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -62,6 +65,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
     match &args.scenario {
         Scenario::Run(args) => run_command(args),
         Scenario::Boot(args) => boot::boot(args),
+        Scenario::Vhost => run_vhost(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -80,6 +84,14 @@ fn run_command(args: &RunArgs) -> Result<()> {
             finished.status,
             finished.folder.display()
         );
+    }
+    Ok(())
+}
+
+fn run_vhost() -> Result<()> {
+    let checks = vhost::run(&Progress::new("vhost"))?;
+    for check in checks {
+        println!("{check}");
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use super::summary::Counts;
 use super::{Outcome, Run, Session};
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
+use crate::lab::vhost;
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -27,6 +28,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("boot, kernel 6.1", |session| {
         boots(session, &["--kernel", "6.1"])
     }),
+    ("vhost-user", vhost_user),
     ("boot, elf kernel", |session| boots(session, &["--elf"])),
 ];
 
@@ -54,6 +56,20 @@ fn boots(session: &Session, flags: &[&str]) -> Result<Outcome> {
             ..Counts::default()
         },
         note,
+    })
+}
+
+fn vhost_user(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let checks = vhost::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: u64::try_from(checks.len())?,
+            ..Counts::default()
+        },
+        note: checks.last().cloned().unwrap_or_default(),
     })
 }
 
