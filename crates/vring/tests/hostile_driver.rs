@@ -365,9 +365,17 @@ fn descriptors_that_change_while_they_are_read() {
     first.store(good[0].0, Ordering::Relaxed);
     second.store(good[0].1, Ordering::Relaxed);
     ring.offer(0);
+    /// Ends the other thread also when a check fails.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let stop = AtomicBool::new(false);
     let mut outcomes = [0; 2];
     std::thread::scope(|scope| {
+        let _stop = Stop(&stop);
         scope.spawn(|| {
             let writable = u64::from(Desc::WRITE) << 32;
             let looping = u64::from(Desc::NEXT) << 32;
@@ -397,8 +405,12 @@ fn descriptors_that_change_while_they_are_read() {
                         (read as u64, write as u64),
                         (chain.readable_len(), chain.writable_len())
                     );
+                    // As often as the descriptor led back to itself, which its length of 1 counts, it was read once more.
                     assert!(
-                        matches!((read, write), (0x10 | 0x20 | 1, 0) | (0, 8)),
+                        matches!(
+                            (read, write),
+                            (0x10..=0x13 | 0x20..=0x23, 0) | (0..=3, 8)
+                        ),
                         "{read} {write}"
                     );
                 }
@@ -407,7 +419,6 @@ fn descriptors_that_change_while_they_are_read() {
                 Err(error) => assert_eq!(Err(error), Ok(())),
             }
         }
-        stop.store(true, Ordering::Relaxed);
     });
     assert!(outcomes[0] + outcomes[1] > 0);
 }
