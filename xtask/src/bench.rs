@@ -80,7 +80,10 @@ fn criterion() -> Result<Vec<Benchmark>> {
     if results.exists() {
         fs::remove_dir_all(&results)?;
     }
-    process::run(workspace::cargo()?.args(["bench", "--workspace", "--benches"]))?;
+    // The bench targets alone: the libraries have none, and would not take criterion's options.
+    let mut bench = workspace::cargo()?;
+    bench.args(["bench", "--workspace", "--bench", "*", "--"]);
+    process::run(bench.args(["--warm-up-time", "1", "--measurement-time", "2"]))?;
     let mut benchmarks = Vec::new();
     if results.exists() {
         collect(&results, &mut benchmarks)?;
