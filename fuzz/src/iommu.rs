@@ -18,6 +18,8 @@ use vm_memory::{
     Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryMmap, Permissions,
 };
 
+use crate::input::Input;
+
 type Memory = Arc<GuestMemoryMmap>;
 
 /// Memory is from 0 to here: small, so that random tables point at each other.
@@ -39,24 +41,7 @@ impl PageControl for Trap {
     fn set_trapped(&self, _trapped: bool) {}
 }
 
-/// Takes the input apart; an input that is used up gives zeroes.
-struct Input<'a>(&'a [u8]);
-
 impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((byte, rest)) => {
-                self.0 = rest;
-                *byte
-            }
-            None => 0,
-        }
-    }
-
-    fn word(&mut self) -> u64 {
-        u64::from_le_bytes([(); 8].map(|()| self.byte()))
-    }
-
     /// A number with few bits set, or any: what tables and registers are made of.
     fn entry(&mut self) -> u64 {
         let kind = self.byte();
@@ -65,7 +50,7 @@ impl Input<'_> {
             // A pointer into memory with flags.
             0 | 1 => (u64::from(self.byte()) % 32) << 12 | low,
             2 => low << (self.byte() % 57),
-            _ => self.word(),
+            _ => self.u64(),
         }
     }
 }

@@ -3,6 +3,7 @@
 pub mod block;
 pub mod bus;
 pub mod grant;
+mod input;
 pub mod iommu;
 pub mod net;
 pub mod pci;

@@ -8,30 +8,15 @@ use vpio_model::in_process::{Memory, Registers};
 use vpio_model::model::{self, Model};
 use vpio_model::models;
 
+use crate::input::Input;
+
 /// Guest memory.
 const SIZE: u64 = 0x1_0000;
 /// Where the device sees it, and the shadows.
 const GUEST: u64 = 0x1000_0000;
 const SHADOW: u64 = 0x8000_0000;
 
-/// Takes the input apart; an input that is used up gives zeroes.
-struct Input<'a>(&'a [u8]);
-
 impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((byte, rest)) => {
-                self.0 = rest;
-                *byte
-            }
-            None => 0,
-        }
-    }
-
-    fn word(&mut self) -> u64 {
-        u64::from_le_bytes([(); 8].map(|()| self.byte()))
-    }
-
     /// An address in guest memory, or near its end, or a few bits, or anything.
     fn value(&mut self) -> u64 {
         let kind = self.byte();
@@ -41,7 +26,7 @@ impl Input<'_> {
             1 => SIZE - low,
             2 => low,
             3 => low << (kind >> 2),
-            _ => self.word(),
+            _ => self.u64(),
         }
     }
 
@@ -132,7 +117,7 @@ pub fn vpio_engine(data: &[u8]) {
                 let _denied = device.read(at);
             }
             5 => {
-                let (at, bytes) = (input.value(), input.word());
+                let (at, bytes) = (input.value(), input.u64());
                 let _outside = memory.write(at, &bytes.to_le_bytes());
             }
             6 => {

@@ -7,6 +7,8 @@ use virtio_queue::{Queue as Peer, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vring::{Buffer, Chain, DriverQueue, Error, Features, Queue, QueueConfig, View};
 
+use crate::input::Input;
+
 type Memory = Arc<GuestMemoryMmap<()>>;
 
 const DESC: u64 = 0x1000;
@@ -15,28 +17,11 @@ const USED: u64 = 0x1400;
 /// End of what is written at random: the rings and some tables.
 const RINGS: u64 = 0x2000;
 
-/// The input, read from its front; zeroes after its end.
-struct Input<'d>(&'d [u8]);
-
 impl Input<'_> {
-    fn byte(&mut self) -> u8 {
-        match self.0.split_first() {
-            Some((byte, rest)) => {
-                self.0 = rest;
-                *byte
-            }
-            None => 0,
-        }
-    }
-
-    fn word(&mut self) -> u16 {
-        u16::from_le_bytes([self.byte(), self.byte()])
-    }
-
     /// Mostly a small number, sometimes any.
     fn number(&mut self) -> u16 {
         match self.byte() {
-            0xff => self.word(),
+            0xff => self.u16(),
             small => u16::from(small % 20),
         }
     }
@@ -44,7 +29,7 @@ impl Input<'_> {
     /// An address that is mostly in memory.
     fn addr(&mut self) -> u64 {
         match self.byte() {
-            0xff => u64::from(self.word()) << 48 | u64::from(self.word()),
+            0xff => u64::from(self.u16()) << 48 | u64::from(self.u16()),
             page => u64::from(page % 18) * 0x1000 + u64::from(self.byte()),
         }
     }
@@ -81,8 +66,8 @@ fn config(input: &mut Input<'_>, packed: bool) -> QueueConfig {
 fn scribble(input: &mut Input<'_>, memory: &Memory) {
     let choice = input.byte();
     if choice & 1 == 0 {
-        let at = DESC + u64::from(input.word()) % (RINGS - DESC - 2);
-        let _ = memory.write_obj(input.word(), GuestAddress(at));
+        let at = DESC + u64::from(input.u16()) % (RINGS - DESC - 2);
+        let _ = memory.write_obj(input.u16(), GuestAddress(at));
         return;
     }
     // A descriptor, in the ring or in a table after the rings; flags fit either format.
