@@ -1,1 +1,5 @@
-//! SR-IOV and VFIO. Nothing is implemented yet.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+pub mod capability;
+pub mod spec;

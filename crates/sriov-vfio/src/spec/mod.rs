@@ -1,0 +1,5 @@
+//! Registers as the specifications lay them out.
+//!
+//! Section numbers: "PCIe" is the PCI Express Base Specification 6.0.
+
+pub mod sriov;
