@@ -101,13 +101,7 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             let _ = self.take_finished(false);
             return;
         }
-        let mut more = Ok(true);
-        for _ in 0..ROUNDS {
-            more = self.round();
-            if !matches!(more, Ok(true)) {
-                break;
-            }
-        }
+        let more = self.serve();
         if self.unmap {
             self.queue.unmap();
         }
@@ -121,20 +115,33 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
         }
     }
 
-    /// Takes a queue's worth of requests, and answers what has finished. Tells whether there are more requests.
-    fn round(&mut self) -> Result<bool, Failure> {
-        self.queue.disable_kicks()?;
-        self.answer_finished(false)?;
-        let view = View::new(&self.memory);
-        for _ in 0..self.queue.size() {
-            match self.queue.pop(&view)? {
-                Some(chain) => self.begin(chain)?,
-                None => break,
+    /// Takes requests and answers what has finished, and again what came meanwhile: the more there is to do, the more
+    /// requests one kick and one interrupt are for. Tells whether there are more requests.
+    fn serve(&mut self) -> Result<bool, Failure> {
+        let mut more = true;
+        for _ in 0..ROUNDS {
+            self.queue.disable_kicks()?;
+            let begun = self.begin_requests()?;
+            self.answer_finished(false)?;
+            more = begun > 0 || self.queue.enable_kicks()?;
+            if !more {
+                break;
             }
         }
-        drop(view);
-        self.answer_finished(false)?;
-        Ok(self.queue.enable_kicks()?)
+        self.interrupt()?;
+        Ok(more)
+    }
+
+    /// Takes a queue's worth of requests, and tells how many there were.
+    fn begin_requests(&mut self) -> Result<u16, Failure> {
+        let view = View::new(&self.memory);
+        for begun in 0..self.queue.size() {
+            match self.queue.pop(&view)? {
+                Some(chain) => self.begin(chain)?,
+                None => return Ok(begun),
+            }
+        }
+        Ok(self.queue.size())
     }
 
     fn begin(&mut self, chain: Chain<View<M>>) -> Result<(), Failure> {
@@ -188,10 +195,14 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
         {
             self.answer(chain, Some(request), status_of(request, result))?;
         }
+        Ok(count)
+    }
+
+    fn interrupt(&mut self) -> Result<(), Failure> {
         if self.queue.needs_interrupt()? {
             self.interrupt.trigger();
         }
-        Ok(count)
+        Ok(())
     }
 
     fn fail(&mut self) {
@@ -209,6 +220,9 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
                 Ok(_) => {}
                 Err(_) => self.fail(),
             }
+        }
+        if !self.failed && self.interrupt().is_err() {
+            self.fail();
         }
         if self.failed {
             while self
