@@ -28,6 +28,7 @@ struct Node<T> {
 }
 
 /// What there is in a part of the addresses.
+#[repr(align(64))]
 enum Bucket<T> {
     Empty,
     /// This and no other. In place, and not a reference: a look-up waits for each load that leads to the next.

@@ -4,6 +4,9 @@ use super::BusDevice;
 use super::index::{Index, Range};
 use super::region::Region;
 
+/// 1, 2, 4 and 8 bytes.
+const WIDTHS: u8 = 1 | 2 | 4 | 8;
+
 /// What readers look up: the regions that are placed, by address. Immutable.
 pub struct Table {
     index: Index<Segment>,
@@ -11,17 +14,17 @@ pub struct Table {
     pub accounting: bool,
 }
 
-/// A part of a region whose addresses are treated alike. A cache line.
+/// A part of a region whose addresses are treated alike. With the tag of its bucket it fills a cache line.
 #[derive(Clone)]
-#[repr(align(64))]
 pub struct Segment {
     first: u64,
     /// Inclusive.
     last: u64,
     /// First address of the region.
     base: u64,
-    /// Whether an access in this segment goes to the device and nowhere else.
-    plain: bool,
+    /// The widths, one bit each, of which an access in this segment goes to the device and nowhere else: all or none.
+    /// Not a `bool`: its unused values would hold the bucket's tag, which takes more instructions to get at.
+    direct: u8,
     device: Arc<dyn BusDevice>,
     region: Arc<Region>,
 }
@@ -54,7 +57,8 @@ impl Segment {
     #[inline]
     pub fn direct(&self, address: u64, width: usize) -> Option<(&dyn BusDevice, u64)> {
         let room = self.last.wrapping_sub(address);
-        let direct = self.plain && matches!(width, 1 | 2 | 4 | 8) && width as u64 - 1 <= room;
+        let bit = u8::try_from(width).unwrap_or(0);
+        let direct = self.direct & bit != 0 && bit.is_power_of_two() && u64::from(bit) - 1 <= room;
         direct.then(|| (&*self.device, address.wrapping_sub(self.base)))
     }
 
@@ -74,7 +78,7 @@ fn split(region: &Arc<Region>, accounting: bool, segments: &mut Vec<Range<Segmen
             first,
             last,
             base: place.first,
-            plain,
+            direct: if plain { WIDTHS } else { 0 },
             device: Arc::clone(&region.device),
             region: Arc::clone(region),
         };
