@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use machine::*;
 use pio_mmio_bus::interrupt::IrqLine;
 use pio_mmio_bus::pci::{
-    BarKind, Capability, CapabilityHandler, ConfigBuilder, ConfigError, ConfigSpace,
+    Bar, BarKind, Capability, CapabilityHandler, ConfigBuilder, ConfigError, ConfigSpace,
     ConfigSpaceState, ConfigStateError, InterruptPin, Msi, Msix, PciFunction, PortType,
     RequesterId,
 };
@@ -401,4 +401,78 @@ fn state_survives_serialization() {
     let text = serde_json::to_string(&function.save()).unwrap();
     let state: ConfigSpaceState = serde_json::from_str(&text).unwrap();
     assert_eq!(state, function.save());
+}
+
+/// Keeps the low byte at most 9, and unchanged while bit 8 is set.
+struct Bounded;
+
+impl CapabilityHandler for Bounded {
+    fn constrain(&self, before: &[u8], after: &mut [u8]) {
+        if after[4] > 9 || before[5] & 1 != 0 {
+            after[4] = before[4];
+        }
+    }
+
+    fn written(&self, _: &[u8], _: Range<usize>) {}
+}
+
+#[test]
+fn a_handler_refuses_values_and_snapshots_that_hold_them() {
+    let machine = Machine::new();
+    let function = ConfigBuilder::endpoint(IDENTITY)
+        .capability(
+            Capability::extended(0xb, 1, 8)
+                .writable(4, &[0xff, 1])
+                .handler(Arc::new(Bounded)),
+        )
+        .build(&machine.decoder)
+        .unwrap();
+    for (written, read) in [
+        (7, 7),
+        (10, 7),
+        (0x109, 0x109),
+        (0x103, 0x109),
+        (3, 9),
+        (3, 3),
+    ] {
+        write16(&*function, 0x104, written);
+        assert_eq!(read16(&*function, 0x104), read, "{written:#x}");
+    }
+    let mut saved = function.save();
+    saved.registers[0x104] = 10;
+    let before = function.save();
+    assert_eq!(
+        function.restore(&saved),
+        Err(ConfigStateError::Unreachable { offset: 0x100 })
+    );
+    assert_eq!(function.save(), before);
+    saved.registers[0x104] = 9;
+    saved.registers[0x105] = 1;
+    function.restore(&saved).unwrap();
+    assert_eq!(read16(&*function, 0x104), 0x109);
+}
+
+#[test]
+fn a_virtual_function_has_bus_master_enable_and_nothing_else_in_its_header() {
+    let machine = Machine::new();
+    let builder = || ConfigBuilder::virtual_function(IDENTITY);
+    let function = builder().build(&machine.decoder).unwrap();
+    for offset in (0..0x40).step_by(4) {
+        let before = read32(&*function, offset);
+        write32(&*function, offset, u32::MAX);
+        let expected = if offset == COMMAND {
+            COMMAND_BUS_MASTER.into()
+        } else {
+            before
+        };
+        assert_eq!(read32(&*function, offset), expected, "{offset:#x}");
+    }
+    let bar = Bar {
+        kind: BarKind::Io,
+        size: 4,
+        name: "BAR".into(),
+        device: Echo::new(0),
+    };
+    let error = builder().bar(0, bar).build(&machine.decoder).err();
+    assert!(matches!(error, Some(ConfigError::BarIndex { index: 0 })));
 }

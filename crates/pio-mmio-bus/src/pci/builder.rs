@@ -69,6 +69,7 @@ pub struct Identity {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Header {
     Endpoint,
+    VirtualFunction,
     Bridge,
 }
 
@@ -86,6 +87,12 @@ impl ConfigBuilder {
     /// A function with a type 0 header.
     pub fn endpoint(identity: Identity) -> Self {
         Self::new(Header::Endpoint, identity)
+    }
+
+    /// An SR-IOV virtual function: a type 0 header in which most is read-only zero, for the physical function's registers hold; of the
+    /// command register there is only Bus Master Enable, and no BARs or interrupt pin (PCIe 6.0 §9.3.4.1).
+    pub fn virtual_function(identity: Identity) -> Self {
+        Self::new(Header::VirtualFunction, identity)
     }
 
     /// A bridge: a type 1 header, with bus numbers and all windows for the guest to program (Bridge §3.2).
@@ -132,8 +139,10 @@ impl ConfigBuilder {
     pub fn build(self, decoder: &Arc<Decoder>) -> Result<Arc<ConfigSpace>, ConfigError> {
         let mut registers = Registers::new();
         self.define_header(&mut registers);
-        let mut command =
-            Command::BUS_MASTER | Command::PARITY | Command::SERR | Command::INTX_DISABLE;
+        let mut command = Command::BUS_MASTER;
+        if self.header != Header::VirtualFunction {
+            command |= Command::PARITY | Command::SERR | Command::INTX_DISABLE;
+        }
         if self.header == Header::Bridge {
             define_bridge(&mut registers);
             command |= Command::IO | Command::MEMORY;
@@ -148,6 +157,7 @@ impl ConfigBuilder {
             };
             let count = match self.header {
                 Header::Endpoint => 6_usize,
+                Header::VirtualFunction => 0,
                 Header::Bridge => 2,
             };
             let free = count.checked_sub(bar.kind.registers());
@@ -219,9 +229,12 @@ impl ConfigBuilder {
         registers.define(REVISION_ID, &[revision]);
         registers.define(CLASS_CODE, &[interface, sub, base]);
         registers.make_clearable(STATUS, &Status::CLEARABLE.bits().to_le_bytes());
-        registers.make_writable(CACHE_LINE_SIZE, &[0xff]);
+        if self.header != Header::VirtualFunction {
+            registers.make_writable(CACHE_LINE_SIZE, &[0xff]);
+            registers.make_writable(INTERRUPT_LINE, &[0xff]);
+        }
         let kind = match self.header {
-            Header::Endpoint => 0,
+            Header::Endpoint | Header::VirtualFunction => 0,
             Header::Bridge => 1,
         };
         let multi_function = if self.multi_function {
@@ -230,11 +243,10 @@ impl ConfigBuilder {
             0
         };
         registers.define(HEADER_TYPE, &[kind | multi_function]);
-        if self.header == Header::Endpoint {
+        if self.header != Header::Bridge {
             registers.define(SUBSYSTEM_VENDOR_ID, &subsystem_vendor.to_le_bytes());
             registers.define(SUBSYSTEM_ID, &subsystem.to_le_bytes());
         }
-        registers.make_writable(INTERRUPT_LINE, &[0xff]);
         if let Some(pin) = &self.interrupt {
             registers.define(INTERRUPT_PIN, &[pin.pin().register()]);
         }

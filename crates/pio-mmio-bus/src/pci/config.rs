@@ -65,6 +65,12 @@ pub enum ConfigStateError {
         /// Its value in this function.
         expected: u8,
     },
+    /// A capability cannot have the value: no sequence of writes leads there.
+    #[error("the capability at {offset:#x} cannot be in the saved state")]
+    Unreachable {
+        /// Where the capability starts.
+        offset: usize,
+    },
 }
 
 impl ConfigSpace {
@@ -92,6 +98,17 @@ impl ConfigSpace {
     pub fn restore(&self, state: &ConfigSpaceState) -> Result<(), ConfigStateError> {
         let ConfigSpaceState { registers: saved } = state;
         let mut registers = self.lock();
+        for Handled { window, handler } in &self.handlers {
+            let Some(wanted) = saved.get(window.clone()) else {
+                return Err(ConfigStateError::Length(saved.len()));
+            };
+            let mut possible = wanted.to_vec();
+            handler.constrain(registers.initial(window.clone()), &mut possible);
+            if possible != wanted {
+                let offset = window.start;
+                return Err(ConfigStateError::Unreachable { offset });
+            }
+        }
         registers.restore(saved)?;
         self.apply(&registers, &(0..CONFIG_SPACE_SIZE));
         Ok(())
@@ -179,8 +196,20 @@ impl PciFunction for ConfigSpace {
         if control.is_some_and(|upper| upper & INITIATE_RESET != 0) {
             self.reset_registers(&mut registers);
         } else {
+            let range = start..start.saturating_add(data.len());
+            let before: Vec<_> = self
+                .handlers
+                .iter()
+                .filter(|handled| within(&range, &handled.window).is_some())
+                .map(|handled| (handled, registers.slice(handled.window.clone()).to_vec()))
+                .collect();
             registers.write(start, data);
-            self.apply(&registers, &(start..start.saturating_add(data.len())));
+            for (Handled { window, handler }, before) in before {
+                let mut after = registers.slice(window.clone()).to_vec();
+                handler.constrain(&before, &mut after);
+                registers.set(window.start, &after);
+            }
+            self.apply(&registers, &range);
         }
     }
 

@@ -30,7 +30,8 @@ pub trait PciFunction: Send + Sync {
     /// Conventional reset: registers take their initial values and nothing is decoded any more (PCIe §6.6.1).
     fn reset(&self);
 
-    /// The function behind this one that answers to `id`, if this one is a bridge.
+    /// The function behind this one that answers to `id`, if this one is a bridge or a physical function with virtual ones. Asked with
+    /// the bus locked.
     fn behind(&self, id: RequesterId) -> Option<Arc<dyn PciFunction>> {
         let _ = id;
         None
@@ -45,6 +46,13 @@ pub trait CapabilityHandler: Send + Sync {
     /// Before the guest reads `range`: brings `registers`, the whole capability, up to date.
     fn refresh(&self, registers: &mut [u8], range: Range<usize>) {
         let _ = (registers, range);
+    }
+
+    /// Before what the guest writes takes effect: `after` is the whole capability as it would be, read-only bits unchanged. What may not
+    /// be, the handler changes back to what it is in `before`. Also asked of a snapshot, with the capability after a reset
+    /// as `before`: it is refused if the handler changes anything.
+    fn constrain(&self, before: &[u8], after: &mut [u8]) {
+        let _ = (before, after);
     }
 
     /// After a write to `range` took effect in `registers`, the whole capability. Also after a reset and after a restored

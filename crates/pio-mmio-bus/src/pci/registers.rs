@@ -65,6 +65,11 @@ impl Registers {
         }
     }
 
+    /// As after a reset.
+    pub(super) fn initial(&self, range: Range<usize>) -> &[u8] {
+        self.initial.get(range).unwrap_or_default()
+    }
+
     pub(super) fn slice(&self, range: Range<usize>) -> &[u8] {
         self.value.get(range).unwrap_or_default()
     }

@@ -57,16 +57,13 @@ impl PciBus {
         Some(function)
     }
 
-    /// The function that answers to `id`: on this bus, or behind one of its bridges.
+    /// The function that answers to `id`: on this bus, or [behind](PciFunction::behind) a function on it.
     pub fn find(&self, id: RequesterId) -> Option<Arc<dyn PciFunction>> {
         let state = self.read();
-        if id.bus() == state.number {
-            return state.functions.get(&id.devfn()).cloned();
-        }
-        state
-            .functions
-            .values()
-            .find_map(|bridge| bridge.behind(id))
+        let own = (id.bus() == state.number).then(|| state.functions.get(&id.devfn()));
+        let functions = &state.functions;
+        let behind = || functions.values().find_map(|function| function.behind(id));
+        own.flatten().cloned().or_else(behind)
     }
 
     /// Resets all functions on this bus.
