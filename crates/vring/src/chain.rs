@@ -125,33 +125,38 @@ impl<H: Anchor> std::fmt::Debug for Chain<H> {
 
 /// Adds descriptors to a chain and checks what concerns all of them.
 pub(crate) struct Builder<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> {
-    chain: &'c mut Chain<H>,
+    segments: &'c mut Segments<H, About>,
     regions: &'c Regions<A>,
+    about: About,
     /// A writable descriptor was seen, if an empty one.
     writable: bool,
-    bytes: u64,
     descriptors: usize,
     max_descriptors: usize,
 }
 
 impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
+    #[inline(always)]
     pub(crate) fn new(chain: &'c mut Chain<H>, regions: &'c Regions<A>, queue_size: u16) -> Self {
         Self {
-            chain,
+            about: About {
+                head: chain.head(),
+                ..About::default()
+            },
+            segments: &mut chain.0,
             regions,
             writable: false,
-            bytes: 0,
             descriptors: 0,
             max_descriptors: usize::from(queue_size),
         }
     }
 
     /// Maps an indirect table of `len` bytes.
+    #[inline(always)]
     pub(crate) fn table(&self, addr: u64, len: u32) -> Result<Table<H>, Rule> {
         if len == 0 || !len.is_multiple_of(16) {
             return Err(Rule::IndirectLength(len));
         }
-        Ok(Table::new(self.chain.0.anchor(), self.regions, addr, len)?)
+        Ok(Table::new(self.segments.anchor(), self.regions, addr, len)?)
     }
 
     /// Appends a buffer.
@@ -164,29 +169,36 @@ impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
         if self.writable && !writable {
             return Err(Rule::Order);
         }
-        self.writable |= writable;
-        self.bytes += u64::from(len);
-        if self.bytes > MAX_CHAIN_BYTES {
-            return Err(Rule::Bytes(self.bytes));
+        self.writable = writable;
+        // 2¹⁵ descriptors of less than 2³² bytes: the sums do not overflow.
+        if writable {
+            self.about.writable_len += u64::from(len);
+        } else {
+            self.about.readable_len += u64::from(len);
         }
-        let segments = &mut self.chain.0;
+        let bytes = self.about.readable_len + self.about.writable_len;
+        if bytes > MAX_CHAIN_BYTES {
+            return Err(Rule::Bytes(bytes));
+        }
         // What is found is one piece, and there are no more descriptors than pieces allowed.
-        if len != 0 && !segments.find(self.regions, addr, len) {
+        if len != 0 && !self.segments.find(self.regions, addr, len) {
             let access = if writable {
                 Permissions::Write
             } else {
                 Permissions::Read
             };
-            segments.translate(addr, len, access, self.max_descriptors.max(MAX_PIECES))?;
+            let limit = self.max_descriptors.max(MAX_PIECES);
+            self.segments.translate(addr, len, access, limit)?;
         }
-        let count = segments.len();
-        let about = segments.about_mut();
-        if writable {
-            about.writable_len += u64::from(len);
-        } else {
-            about.readable = count;
-            about.readable_len += u64::from(len);
+        if !writable {
+            self.about.readable = self.segments.len();
         }
         Ok(())
+    }
+
+    /// The chain is complete.
+    #[inline(always)]
+    pub(crate) fn finish(self) {
+        *self.segments.about_mut() = self.about;
     }
 }

@@ -163,8 +163,23 @@ fn slices<M: GuestMemory>(
 /// A region of guest memory.
 struct Region<M: GuestMemory> {
     start: u64,
-    len: u64,
     slice: Erased<M>,
+}
+
+impl<M: GuestMemory> Region<M> {
+    /// The range as a slice, if it lies in the region.
+    ///
+    /// # Safety
+    ///
+    /// The memory must be borrowed for `'m`.
+    #[inline(always)]
+    unsafe fn find<'m>(&self, addr: u64, len: u32) -> Option<Slice<'m, M>> {
+        // What begins before the region has an offset beyond its end.
+        let offset = usize::try_from(addr.wrapping_sub(self.start)).ok()?;
+        // SAFETY: the caller's.
+        let slice: Slice<'m, M> = unsafe { self.slice.lend() };
+        slice.subslice(offset, usize::try_from(len).ok()?).ok()
+    }
 }
 
 /// The regions of a guest memory, so that a buffer is found without asking it. Behind an IOMMU there are none.
@@ -192,7 +207,6 @@ impl<A: GuestAddressSpace> Regions<A> {
             {
                 list.push(Region {
                     start,
-                    len,
                     slice: Erased::new(slice),
                 });
             }
@@ -204,47 +218,40 @@ impl<A: GuestAddressSpace> Regions<A> {
         }
     }
 
-    /// The range as one slice of `memory`, if it is one: if the memory is the one whose regions these are, and the range is not
-    /// empty and lies in one of them.
+    /// Whether these are the regions of `memory`.
+    #[inline(always)]
+    fn are_of(&self, memory: &A::M) -> bool {
+        // Both are alive, so if they have the same address they are the same, unless they have no size.
+        std::ptr::eq(memory, &raw const *self.view) && size_of::<A::M>() != 0
+    }
+
+    /// The range as one slice of `memory`, if it is one: if the memory is the one whose regions these are, and the range
+    /// lies in one of them.
     #[inline(always)]
     pub(crate) fn find<'m>(
         &self,
         memory: &'m A::M,
         addr: u64,
-        len: u64,
+        len: u32,
     ) -> Option<Slice<'m, A::M>> {
-        // Both are alive, so if they have the same address they are the same, unless they have no size.
-        if !std::ptr::eq(memory, &raw const *self.view) || size_of::<A::M>() == 0 {
+        if !self.are_of(memory) {
             return None;
         }
-        let contains = |region: &&Region<A::M>| {
-            let offset = addr.wrapping_sub(region.start);
-            offset < region.len && len <= region.len - offset
-        };
-        let region = match self
-            .list
-            .get(self.hint.load(Ordering::Relaxed))
-            .filter(contains)
-        {
-            Some(region) => region,
-            None => self.search(addr).filter(contains)?,
-        };
+        let last = self.list.get(self.hint.load(Ordering::Relaxed))?;
         // SAFETY: the slice is one of `memory`, which is borrowed for `'m`.
-        let slice: Slice<'m, A::M> = unsafe { region.slice.lend() };
-        slice
-            .subslice(
-                usize::try_from(addr - region.start).ok()?,
-                usize::try_from(len).ok()?,
-            )
-            .ok()
+        match unsafe { last.find(addr, len) } {
+            Some(slice) => Some(slice),
+            // SAFETY: as above.
+            None => unsafe { self.search(addr)?.find(addr, len) },
+        }
     }
 
     #[cold]
+    #[inline(never)]
     fn search(&self, addr: u64) -> Option<&Region<A::M>> {
-        let index = self
-            .list
-            .iter()
-            .position(|region| addr.wrapping_sub(region.start) < region.len)?;
+        let contains =
+            |region: &Region<A::M>| addr.wrapping_sub(region.start) < region.slice.0.len() as u64;
+        let index = self.list.iter().position(contains)?;
         self.hint.store(index, Ordering::Relaxed);
         self.list.get(index)
     }
@@ -281,7 +288,7 @@ impl<H: Anchor, T> Segments<H, T> {
     where
         A: GuestAddressSpace<M = H::Memory>,
     {
-        let slice = regions.find(self.anchor.memory(), addr, u64::from(len));
+        let slice = regions.find(self.anchor.memory(), addr, len);
         slice
             .map(|slice| self.room.list.push(Erased::new(slice)))
             .is_some()
@@ -360,7 +367,7 @@ impl<H: Anchor> Table<H> {
             len: len.into(),
         })?;
         let len = len.min(1 << 20);
-        let first = match regions.find(memory, addr, u64::from(len)) {
+        let first = match regions.find(memory, addr, len) {
             Some(slice) => Some(slice),
             None => slices(memory, addr, u64::from(len), Permissions::Read)?
                 .next()
@@ -452,8 +459,13 @@ word!(AtomicU64, u64);
 struct Piece<M: GuestMemory> {
     /// Offset of the piece in its area.
     start: usize,
-    guard: PtrGuardMut,
+    /// Offset of its end.
+    end: usize,
+    /// Where the area would begin if all of it were in one piece.
+    origin: *mut u8,
     slice: Erased<M>,
+    /// Keeps `origin` valid.
+    _guard: PtrGuardMut,
 }
 
 impl<M: GuestMemory> Piece<M> {
@@ -506,8 +518,10 @@ impl<A: GuestAddressSpace, const ALIGN: usize> Area<A, ALIGN> {
             }
             pieces.push(Piece {
                 start,
-                guard,
+                end,
+                origin: guard.as_ptr().wrapping_sub(start),
                 slice: Erased::new(slice),
+                _guard: guard,
             });
             start = end;
         }
@@ -545,41 +559,37 @@ impl<A: GuestAddressSpace, const ALIGN: usize> Area<A, ALIGN> {
         piece.mark_dirty(offset, size_of::<T>());
     }
 
-    /// The words from `offset` on, and the piece in which the first lies. An offset outside the area is a bug of this crate.
+    /// The words from `offset` on, and the piece in which they lie. An offset outside the area is a bug of this crate.
     #[inline(always)]
     fn words<T: Word, const N: usize>(&self, offset: usize) -> ([&T; N], &Piece<A::M>) {
         const { assert!(size_of::<T>() * N <= ALIGN && align_of::<T>() <= size_of::<T>()) };
         assert!(offset.is_multiple_of(size_of::<T>() * N), "misaligned word");
-        let (piece, start) = if offset + size_of::<T>() * N <= self.first.guard.len() {
-            (&self.first, 0)
+        let end = offset + size_of::<T>() * N;
+        let (origin, piece) = if end <= self.first.end {
+            (self.first.origin, &self.first)
         } else {
-            self.find(offset, size_of::<T>() * N)
+            let piece = self.find(offset, end);
+            (piece.origin, piece)
         };
         // SAFETY: the words lie inside the piece, which was checked above or in `find`, and are aligned, as they are in the piece
         // and the piece in the host, checked in `map`. The piece is valid while `_view` is held. `Word`s are atomic integers, of
         // which any bits are a value, and which may be shared.
         let words = std::array::from_fn(|i| unsafe {
-            &*piece
-                .guard
-                .as_ptr()
-                .add(offset - start + i * size_of::<T>())
-                .cast::<T>()
+            &*origin.wrapping_add(offset + i * size_of::<T>()).cast::<T>()
         });
         (words, piece)
     }
 
-    /// The piece in which the `len` bytes at `offset` lie, and its start.
+    /// The piece in which what is between the two offsets lies.
     #[cold]
-    fn find(&self, offset: usize, len: usize) -> (&Piece<A::M>, usize) {
+    #[inline(never)]
+    fn find(&self, offset: usize, end: usize) -> &Piece<A::M> {
         let index = self.rest.partition_point(|piece| piece.start <= offset);
         let piece = index
             .checked_sub(1)
             .and_then(|index| self.rest.get(index))
             .unwrap_or(&self.first);
-        assert!(
-            offset - piece.start + len <= piece.guard.len(),
-            "word outside the area"
-        );
-        (piece, piece.start)
+        assert!(end <= piece.end, "word outside the area");
+        piece
     }
 }

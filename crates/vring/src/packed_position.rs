@@ -4,16 +4,38 @@ use crate::spec::DescriptorFlags;
 use crate::spec::packed::WRAP;
 use crate::state::PackedPosition;
 
+const MARKS: DescriptorFlags = DescriptorFlags::AVAIL.union(DescriptorFlags::USED);
+
+/// The marks of a descriptor that is available to a device whose wrap counter is `wrap`.
+#[inline(always)]
+pub(crate) fn available_marks(wrap: bool) -> DescriptorFlags {
+    if wrap {
+        DescriptorFlags::AVAIL
+    } else {
+        DescriptorFlags::USED
+    }
+}
+
+/// The marks of a descriptor that was used by a device whose wrap counter was `wrap`.
+#[inline(always)]
+pub(crate) fn used_marks(wrap: bool) -> DescriptorFlags {
+    if wrap {
+        MARKS
+    } else {
+        DescriptorFlags::empty()
+    }
+}
+
 /// Whether a descriptor with these flags is available to a device whose wrap counter is `wrap`.
+#[inline(always)]
 pub(crate) fn available(flags: u16, wrap: bool) -> bool {
-    let flags = DescriptorFlags::from_bits_retain(flags);
-    flags.contains(DescriptorFlags::AVAIL) == wrap && flags.contains(DescriptorFlags::USED) != wrap
+    flags & MARKS.bits() == available_marks(wrap).bits()
 }
 
 /// Whether a descriptor with these flags was used by a device whose wrap counter was `wrap`.
+#[inline(always)]
 pub(crate) fn used(flags: u16, wrap: bool) -> bool {
-    let flags = DescriptorFlags::from_bits_retain(flags);
-    flags.contains(DescriptorFlags::AVAIL) == wrap && flags.contains(DescriptorFlags::USED) == wrap
+    flags & MARKS.bits() == used_marks(wrap).bits()
 }
 
 /// The position in one word (§2.8.10): the wrap counter is bit 15.
@@ -22,17 +44,14 @@ pub(crate) fn off_wrap(at: PackedPosition) -> u16 {
 }
 
 /// The position `slots` further, which is not more than the queue size.
+#[inline(always)]
 pub(crate) fn step(at: PackedPosition, slots: u16, size: u16) -> PackedPosition {
-    // The sum of two numbers up to 32768 fits.
-    match (at.slot.saturating_add(slots)).checked_sub(size) {
-        Some(slot) => PackedPosition {
-            slot,
-            wrap: !at.wrap,
-        },
-        None => PackedPosition {
-            slot: at.slot + slots,
-            wrap: at.wrap,
-        },
+    // The sum of two numbers up to 32768, one of them below it, fits.
+    let slot = at.slot.wrapping_add(slots);
+    let wraps = slot >= size;
+    PackedPosition {
+        slot: if wraps { slot - size } else { slot },
+        wrap: at.wrap != wraps,
     }
 }
 
@@ -43,8 +62,11 @@ fn number(at: PackedPosition, size: u16) -> u32 {
 
 /// Slots from one position to another, below twice the queue size.
 pub(crate) fn distance(from: PackedPosition, to: PackedPosition, size: u16) -> u16 {
-    let twice = 2 * u32::from(size);
-    let slots = (twice + number(to, size) - number(from, size)) % twice;
+    let (from, to) = (number(from, size), number(to, size));
+    let slots = match to.checked_sub(from) {
+        Some(slots) => slots,
+        None => 2 * u32::from(size) + to - from,
+    };
     u16::try_from(slots).unwrap_or(u16::MAX)
 }
 

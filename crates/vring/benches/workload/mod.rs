@@ -173,7 +173,7 @@ fn serve<'m>(
     for _ in 0..batch {
         chains.push(black_box(queue.pop(&memory).unwrap().unwrap()));
     }
-    for chain in chains.drain(..) {
+    while let Some(chain) = chains.pop() {
         queue.stage(chain, 64).unwrap();
     }
     queue.publish().unwrap();
@@ -202,54 +202,48 @@ pub fn split(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
     }
 }
 
-/// One turn of this crate's packed queue; as the ring has to be written again, that is measured too.
+/// One turn of this crate's packed queue. Its descriptors have to be made available again; that is measured too.
 pub fn packed(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
-    for chain in 0..SIZE {
+    let chains = chains(shape);
+    for chain in 0..chains {
         for i in 0..shape.descs {
             let at = TABLES + 16 * 16 * u64::from(chain) + 16 * u64::from(i);
-            write_desc(
-                memory,
-                at,
-                buffer(chain, i),
-                64,
-                [0, if i + 1 == shape.descs { 2 } else { 0 }],
-            );
+            let last = i + 1 == shape.descs;
+            write_desc(memory, at, buffer(chain, i), 64, [0, u16::from(last) * 2]);
         }
     }
-    let mut queue = Queue::new(memory, &config(Features::RING_PACKED), None).unwrap();
-    let mut chains = Vec::with_capacity(batch.into());
-    let (mut slot, mut wrap) = (0u16, true);
-    let table_len = 16 * u64::from(shape.descs);
-    let ring: Vec<[&AtomicU64; 2]> = (0..u64::from(SIZE))
+    // Nobody writes the addresses again; the other word of a descriptor is that of the turn before but for the marks.
+    let slots = if shape.indirect { 1 } else { shape.descs };
+    let ring: Vec<(&AtomicU64, u64)> = (0..SIZE)
         .map(|slot| {
-            [
-                word(memory, DESC + 16 * slot),
-                word(memory, DESC + 16 * slot + 8),
-            ]
+            let (chain, i) = (slot / slots, slot % slots);
+            let (addr, len, flags) = if shape.indirect {
+                let table = TABLES + 16 * 16 * u64::from(chain);
+                (table, 16 * u64::from(shape.descs), 4)
+            } else if i + 1 == slots {
+                (buffer(chain, i), 64, 2)
+            } else {
+                (buffer(chain, i), 64, 1)
+            };
+            let at = DESC + 16 * u64::from(slot);
+            memory.write_obj(addr, GuestAddress(at)).unwrap();
+            let word = len | u64::from(chain) << 32 | flags << 48;
+            (self::word(memory, at + 8), word)
         })
         .collect();
+    let mut queue = Queue::new(memory, &config(Features::RING_PACKED), None).unwrap();
+    let mut in_flight = Vec::with_capacity(batch.into());
+    let (mut slot, mut mark) = (0, 1 << 55);
     move || {
-        for id in 0..batch {
-            for i in 0..if shape.indirect { 1 } else { shape.descs } {
-                let mark = if wrap { 1 << 7 } else { 1 << 15 };
-                let (addr, len, flags) = if shape.indirect {
-                    (TABLES + 16 * 16 * u64::from(id), table_len, 4)
-                } else if i + 1 == shape.descs {
-                    (buffer(id, i), 64, 2)
-                } else {
-                    (buffer(id, i), 64, 1)
-                };
-                let [first, second] = ring[usize::from(slot)];
-                first.store(addr, Ordering::Relaxed);
-                second.store(
-                    len | u64::from(id) << 32 | (flags | mark) << 48,
-                    Ordering::Release,
-                );
-                slot = (slot + 1) % SIZE;
-                wrap ^= slot == 0;
+        for _ in 0..batch * slots {
+            let (place, word) = &ring[slot];
+            place.store(word | mark, Ordering::Release);
+            slot += 1;
+            if slot == ring.len() {
+                (slot, mark) = (0, mark ^ 1 << 55 ^ 1 << 63);
             }
         }
-        serve(memory, &mut queue, &mut chains, batch);
+        serve(memory, &mut queue, &mut in_flight, batch);
     }
 }
 
@@ -275,7 +269,7 @@ pub fn peer(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
                 black_box(descriptor);
             }
         }
-        for head in heads.drain(..) {
+        while let Some(head) = heads.pop() {
             queue.add_used(memory, head, 64).unwrap();
         }
     }

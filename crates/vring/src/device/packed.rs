@@ -14,7 +14,7 @@ use crate::error::{Error, Rule};
 use crate::in_flight::{InFlightRegion, PackedEntry, PackedTracker, Recovered};
 use crate::indirect;
 use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
-use crate::packed_position::{available, distance, off_wrap, passed_event, step};
+use crate::packed_position::{available, distance, off_wrap, passed_event, step, used_marks};
 use crate::spec::packed::{self, Descriptor, EventSuppression};
 use crate::spec::{DescriptorFlags, Features};
 use crate::state::{PackedChain, PackedPosition, PackedState, StateError};
@@ -53,13 +53,16 @@ struct InFlight {
     slots: u16,
     /// The copy of its first descriptor.
     first: u16,
+    /// The copy of its last.
+    last: u16,
 }
 
 /// A copy of a descriptor in flight.
 #[derive(Clone, Copy)]
 struct Copied {
     descriptor: Descriptor,
-    /// The next of the same chain, or of the free copies.
+    /// The next of the same chain, or of the free copies. Chains take the first free ones and are put before them, so it does not
+    /// change while the chain is in flight.
     next: u16,
 }
 
@@ -102,12 +105,12 @@ pub(super) struct Packed<M: GuestMemory> {
     /// The first free copy.
     free_copy: u16,
     /// With `IN_ORDER`.
-    order: Option<InOrder>,
+    order: Option<Box<InOrder>>,
     /// Chains popped so far.
     popped: u64,
     resumed: Resumed,
     /// Where a successor finds what is in flight.
-    tracker: Option<PackedTracker>,
+    tracker: Option<Box<PackedTracker>>,
     /// Room of chains that were pushed.
     #[expect(clippy::vec_box, reason = "a chain takes the box")]
     rooms: Vec<Box<ChainRoom<M>>>,
@@ -138,18 +141,17 @@ impl<M: GuestMemory> Packed<M> {
         }
         for chain in in_flight {
             let head = chain.id;
-            let mut first = None;
-            for &(addr, len, flags) in chain.descriptors.iter().rev() {
-                let descriptor = Descriptor {
+            let (first, mut last) = (self.free_copy, None);
+            for &(addr, len, flags) in &chain.descriptors {
+                last = self.copy(Descriptor {
                     addr: addr.into(),
                     len: len.into(),
                     id: head.into(),
                     flags: flags.into(),
-                };
-                first = self.copy(descriptor, first);
+                });
             }
             let slots = u16::try_from(chain.descriptors.len()).unwrap_or(u16::MAX);
-            match self.begin(head, first, slots) {
+            match self.begin(head, first, last, slots) {
                 Ok(()) => {}
                 Err(Rule::InFlight) => return Err(StateError::Twice(head)),
                 Err(_) => {
@@ -169,33 +171,30 @@ impl<M: GuestMemory> Packed<M> {
         Ok(())
     }
 
-    /// Keeps a copy that links to `next` (to itself at the end of a chain). There are as many copies as descriptors.
+    /// Keeps a copy in the first free place. There are as many as descriptors.
     #[inline(always)]
-    fn copy(&mut self, descriptor: Descriptor, next: Option<u16>) -> Option<u16> {
+    fn copy(&mut self, descriptor: Descriptor) -> Option<u16> {
         let index = self.free_copy;
         let copy = self.copies.get_mut(usize::from(index))?;
+        copy.descriptor = descriptor;
         self.free_copy = copy.next;
-        *copy = Copied {
-            descriptor,
-            next: next.unwrap_or(index),
-        };
         Some(index)
     }
 
-    /// The copies of a chain from `first` on.
-    fn copied(&self, first: u16, slots: u16) -> impl Iterator<Item = &Copied> {
+    /// The copies of a chain from `first` on, by their numbers.
+    #[inline(always)]
+    fn copied(&self, first: u16, slots: u16) -> impl Iterator<Item = (u16, &Copied)> {
         let mut index = first;
         (0..slots).map_while(move |_| {
             let copy = self.copies.get(usize::from(index))?;
-            index = copy.next;
-            Some(copy)
+            Some((std::mem::replace(&mut index, copy.next), copy))
         })
     }
 
-    /// Marks `id` as in flight.
+    /// Marks `id` as in flight, of which these are the first and the last copy.
     #[inline(always)]
-    fn begin(&mut self, id: u16, first: Option<u16>, slots: u16) -> Result<(), Rule> {
-        let (Some(chain), Some(first)) = (self.in_flight.get_mut(usize::from(id)), first) else {
+    fn begin(&mut self, id: u16, first: u16, last: Option<u16>, slots: u16) -> Result<(), Rule> {
+        let (Some(chain), Some(last)) = (self.in_flight.get_mut(usize::from(id)), last) else {
             return Err(Rule::Head);
         };
         if chain.when != 0 {
@@ -206,22 +205,27 @@ impl<M: GuestMemory> Packed<M> {
             when: self.popped,
             slots,
             first,
+            last,
         };
         self.free = self.free.saturating_sub(slots);
         if let Some(order) = &mut self.order {
             order.begin(id);
         }
-        if let Some(tracker) = &mut self.tracker {
-            let mut index = first;
-            let copies = &self.copies;
-            let chain = (0..slots).map_while(|_| {
-                let copy = copies.get(usize::from(index))?;
-                let at = std::mem::replace(&mut index, copy.next);
-                Some((at, copy.entry()))
-            });
-            tracker.begin(chain, self.free_copy);
+        if self.tracker.is_some() {
+            self.track(first, slots);
         }
         Ok(())
+    }
+
+    #[inline(never)]
+    fn track(&mut self, first: u16, slots: u16) {
+        if let Some(mut tracker) = self.tracker.take() {
+            let chain = self
+                .copied(first, slots)
+                .map(|(at, copy)| (at, copy.entry()));
+            tracker.begin(chain, self.free_copy);
+            self.tracker = Some(tracker);
+        }
     }
 
     /// Takes over what a region says. Its entries become the copies.
@@ -246,10 +250,11 @@ impl<M: GuestMemory> Packed<M> {
             .collect();
         self.free_copy = *free_head;
         let mut ids = Vec::new();
-        for (first, slots) in chains {
-            let last = self.copied(*first, *slots).last();
-            let head = last.map_or(u16::MAX, |copy| copy.descriptor.id.get());
-            match self.begin(head, Some(*first), *slots) {
+        for &(first, slots) in chains {
+            let last = self.copied(first, slots).last();
+            let (last, copy) = last.map_or((None, None), |(last, copy)| (Some(last), Some(copy)));
+            let head = copy.map_or(u16::MAX, |copy| copy.descriptor.id.get());
+            match self.begin(head, first, last, slots) {
                 Ok(()) => ids.push(head),
                 Err(Rule::InFlight) => return Err(StateError::Twice(head)),
                 Err(_) => {
@@ -279,32 +284,31 @@ impl<M: GuestMemory> Packed<M> {
         }
     }
 
-    /// Takes the chain that begins with `first` out of the ring and returns its ID, which the last descriptor holds.
+    /// Takes the chain that is one descriptor out of the ring and returns its ID.
     #[inline(always)]
-    fn take<A: GuestAddressSpace>(
-        &mut self,
-        ring: &PackedRing<A>,
-        first: Descriptor,
-    ) -> Result<u16, Error> {
-        let flags = DescriptorFlags::from_bits_retain(first.flags.get());
-        if flags.contains(DescriptorFlags::NEXT) || self.free == 0 {
-            return self.take_many(ring, first);
+    fn take(&mut self, descriptor: Descriptor) -> Result<u16, Error> {
+        let (head, first) = (descriptor.id.get(), self.free_copy);
+        if self.free == 0 {
+            return Err(Error::Chain {
+                head,
+                rule: Rule::TooLong,
+            });
         }
-        let head = first.id.get();
-        let copy = self.copy(first, None);
-        self.begin(head, copy, 1)
+        let last = self.copy(descriptor);
+        self.begin(head, first, last, 1)
             .map_err(|rule| Error::Chain { head, rule })?;
         self.next_avail = step(self.next_avail, 1, self.size);
         Ok(head)
     }
 
-    fn take_many<A: GuestAddressSpace>(
+    /// Takes the chain that begins with `descriptor` out of the ring and returns its ID, which the last descriptor holds.
+    #[inline(never)]
+    fn take_many<A: GuestAddressSpace<M = M>>(
         &mut self,
         ring: &PackedRing<A>,
         mut descriptor: Descriptor,
     ) -> Result<u16, Error> {
-        let mut first = None;
-        let mut last: Option<u16> = None;
+        let first = self.free_copy;
         let mut slots = 0;
         let mut at = self.next_avail;
         loop {
@@ -316,14 +320,9 @@ impl<M: GuestMemory> Packed<M> {
             }
             slots += 1;
             at = step(at, 1, self.size);
-            let copy = self.copy(descriptor, None);
-            if let Some(last) = last.and_then(|last| self.copies.get_mut(usize::from(last))) {
-                last.next = copy.unwrap_or(0);
-            }
-            first = first.or(copy);
-            last = copy;
+            let last = self.copy(descriptor);
             if !flags.contains(DescriptorFlags::NEXT) {
-                self.begin(head, first, slots).map_err(fail)?;
+                self.begin(head, first, last, slots).map_err(fail)?;
                 self.next_avail = at;
                 return Ok(head);
             }
@@ -335,14 +334,17 @@ impl<M: GuestMemory> Packed<M> {
     }
 
     /// Translates the copies of a chain.
+    #[inline(never)]
     fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
         &self,
+        ring: &PackedRing<A>,
         id: u16,
-        chain: &mut Builder<'_, H, A>,
+        chain: &mut Chain<H>,
     ) -> Result<(), Rule> {
+        let mut chain = Builder::new(chain, &ring.regions, self.size);
         let InFlight { first, slots, .. } =
             *self.in_flight.get(usize::from(id)).ok_or(Rule::Head)?;
-        for (number, copy) in (1..).zip(self.copied(first, slots)) {
+        for (number, (_, copy)) in (1..).zip(self.copied(first, slots)) {
             let Descriptor {
                 addr,
                 len,
@@ -361,27 +363,11 @@ impl<M: GuestMemory> Packed<M> {
             } else if number != slots {
                 return Err(Rule::IndirectNext);
             } else {
-                indirect::walk_sequence(chain, addr.get(), len.get())?;
+                indirect::walk_sequence(&mut chain, addr.get(), len.get())?;
             }
         }
+        chain.finish();
         Ok(())
-    }
-
-    /// Writes the used descriptors that a pushed chain lets go; false if it was pushed before.
-    fn end_in_order<A: GuestAddressSpace>(
-        &mut self,
-        ring: &PackedRing<A>,
-        id: u16,
-        written: u32,
-    ) -> bool {
-        let first = self
-            .order
-            .as_mut()
-            .is_some_and(|order| order.end(id, written));
-        while let Some((id, written)) = self.order.as_mut().and_then(InOrder::next) {
-            self.write_used(ring, id, written);
-        }
-        first
     }
 
     /// Lets the driver see what was staged.
@@ -397,32 +383,50 @@ impl<M: GuestMemory> Packed<M> {
         }
     }
 
-    /// Ends a chain in flight and writes its used descriptor.
+    /// Ends a chain in flight and returns its number of descriptors.
     #[inline(always)]
-    fn write_used<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>, id: u16, written: u32) {
+    fn end(&mut self, id: u16) -> u16 {
         let Some(chain) = self.in_flight.get_mut(usize::from(id)) else {
-            return;
+            return 0;
         };
-        let InFlight { slots, first, .. } = std::mem::take(chain);
+        let InFlight {
+            slots, first, last, ..
+        } = *chain;
+        chain.when = 0;
         // The copies are linked already: the chain is put before the free ones.
-        let mut last = first;
-        for _ in 1..slots {
-            last = self
-                .copies
-                .get(usize::from(last))
-                .map_or(last, |copy| copy.next);
-        }
-        let free = self.free_copy;
         if let Some(last) = self.copies.get_mut(usize::from(last)) {
-            last.next = free;
+            last.next = self.free_copy;
             self.free_copy = first;
         }
         self.free += slots;
-        let mut flags = DescriptorFlags::empty();
-        flags.set(
-            DescriptorFlags::AVAIL | DescriptorFlags::USED,
-            self.next_used.wrap,
-        );
+        slots
+    }
+
+    /// Writes what was pushed in order: a used descriptor for each run of chains, in the slot of the first (§2.8.9).
+    fn write_in_order<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>) {
+        while let Some(mut order) = self.order.take() {
+            let tracked = self.tracker.is_some();
+            let mut slots = 0;
+            let run = order.next_run(|id| slots += if tracked { 0 } else { self.end(id) });
+            self.order = Some(order);
+            match run {
+                Some((id, written)) if tracked => self.end_tracked(ring, id, written),
+                Some((id, written)) => self.write_used(ring, id, written, slots),
+                None => break,
+            }
+        }
+    }
+
+    /// Writes a used descriptor, which stands for `slots`.
+    #[inline(always)]
+    fn write_used<A: GuestAddressSpace>(
+        &mut self,
+        ring: &PackedRing<A>,
+        id: u16,
+        written: u32,
+        slots: u16,
+    ) {
+        let mut flags = used_marks(self.next_used.wrap);
         flags.set(DescriptorFlags::WRITE, written != 0);
         let used = Descriptor {
             addr: 0.into(),
@@ -439,13 +443,26 @@ impl<M: GuestMemory> Packed<M> {
                 .store::<AtomicU64>(offset, word, Ordering::Relaxed);
         }
         self.next_used = step(self.next_used, slots, self.size);
+    }
+
+    /// Ends a chain and lets the driver see it, step by step as the region wants it. One by one: of a batch that is cut short, later
+    /// descriptors might be seen without the first.
+    fn end_tracked<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>, id: u16, written: u32) {
+        let InFlight { first, last, .. } = self
+            .in_flight
+            .get(usize::from(id))
+            .copied()
+            .unwrap_or_default();
+        let free = self.free_copy;
+        let slots = self.end(id);
+        let next_used = step(self.next_used, slots, self.size);
         if let Some(tracker) = &self.tracker {
-            tracker.stage(first, last, free, self.next_used);
-            // One by one: of a batch that is cut short, later descriptors might be seen without the first.
-            self.publish_staged(ring);
-            if let Some(tracker) = &self.tracker {
-                tracker.publish(first, self.next_used);
-            }
+            tracker.stage(first, last, free, next_used);
+        }
+        self.write_used(ring, id, written, slots);
+        self.publish_staged(ring);
+        if let Some(tracker) = &self.tracker {
+            tracker.publish(first, self.next_used);
         }
     }
 }
@@ -516,7 +533,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
                 (queue, start)
             }
         };
-        queue.tracker = Some(PackedTracker::new(region, &start));
+        queue.tracker = Some(Box::new(PackedTracker::new(region, &start)));
         Ok(queue)
     }
 
@@ -550,13 +567,15 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         let chain = |id: u16| {
             let InFlight { first, slots, .. } =
                 in_flight.get(usize::from(id)).copied().unwrap_or_default();
-            let descriptors = self.copied(first, slots).map(|Copied { descriptor, .. }| {
-                (
-                    descriptor.addr.get(),
-                    descriptor.len.get(),
-                    descriptor.flags.get() & kept.bits(),
-                )
-            });
+            let descriptors = self
+                .copied(first, slots)
+                .map(|(_, Copied { descriptor, .. })| {
+                    (
+                        descriptor.addr.get(),
+                        descriptor.len.get(),
+                        descriptor.flags.get() & kept.bits(),
+                    )
+                });
             PackedChain {
                 id,
                 descriptors: descriptors.collect(),
@@ -587,10 +606,22 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         ring: &PackedRing<A>,
         memory: &H,
     ) -> Result<Option<Chain<H>>, Error> {
-        let (head, first) = match ring.available(self.next_avail) {
-            Some(first) if self.resumed.is_empty() => (self.take(ring, first)?, Some(first)),
+        // One descriptor that is the buffer itself.
+        let mut single = None;
+        let head = match ring.available(self.next_avail) {
+            Some(first) if self.resumed.is_empty() => {
+                let flags = DescriptorFlags::from_bits_retain(first.flags.get());
+                if flags.contains(DescriptorFlags::NEXT) {
+                    self.take_many(ring, first)?
+                } else {
+                    if !flags.contains(DescriptorFlags::INDIRECT) {
+                        single = Some((first, flags.contains(DescriptorFlags::WRITE)));
+                    }
+                    self.take(first)?
+                }
+            }
             _ => match self.resumed.pop() {
-                Some(id) => (id, None),
+                Some(id) => id,
                 None => return Ok(None),
             },
         };
@@ -599,18 +630,12 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             memory.clone(),
             self.rooms.pop().unwrap_or_else(Room::new),
         );
-        if let Some(first) = first {
-            let flags = DescriptorFlags::from_bits_retain(first.flags.get());
-            let writable = flags.contains(DescriptorFlags::WRITE);
-            let single = !flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT);
-            if single && chain.single(&ring.regions, first.addr.get(), first.len.get(), writable) {
-                return Ok(Some(chain));
-            }
+        if let Some((first, writable)) = single
+            && chain.single(&ring.regions, first.addr.get(), first.len.get(), writable)
+        {
+            return Ok(Some(chain));
         }
-        match self.walk(
-            head,
-            &mut Builder::new(&mut chain, &ring.regions, self.size),
-        ) {
+        match self.walk(ring, head, &mut chain) {
             Ok(()) => Ok(Some(chain)),
             Err(rule) => Err(Error::Chain { head, rule }),
         }
@@ -638,10 +663,15 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         {
             return Err(Error::NotInFlight(head));
         }
-        if self.order.is_none() {
-            self.write_used(ring, head, written);
-        } else if !self.end_in_order(ring, head, written) {
-            return Err(Error::NotInFlight(head));
+        if let Some(order) = &mut self.order {
+            // DPDK's driver looks for the descriptor of every chain that it wants the length of.
+            let silent = writable == 0 && self.tracker.is_none();
+            order.end(head, written, silent)?;
+        } else if self.tracker.is_some() {
+            self.end_tracked(ring, head, written);
+        } else {
+            let slots = self.end(head);
+            self.write_used(ring, head, written, slots);
         }
         self.rooms.push(chain.into_room());
         Ok(())
@@ -649,6 +679,9 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
 
     #[inline(always)]
     fn publish(&mut self, ring: &PackedRing<A>) {
+        if self.order.is_some() {
+            self.write_in_order(ring);
+        }
         self.publish_staged(ring);
     }
 

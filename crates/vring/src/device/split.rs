@@ -46,16 +46,6 @@ impl<A: GuestAddressSpace> SplitRing<A> {
     }
 }
 
-/// Where the next chain comes from.
-enum Next {
-    /// It was in flight when the state was saved.
-    Resumed(u16),
-    /// The available ring.
-    Available,
-    /// There is none.
-    Nothing,
-}
-
 /// The device's positions in a split ring.
 pub(super) struct Split<M: GuestMemory> {
     size: u16,
@@ -73,12 +63,12 @@ pub(super) struct Split<M: GuestMemory> {
     /// For each head, when it was popped, counted from 1; 0 if it is not in flight.
     in_flight: Box<[u64]>,
     /// With `IN_ORDER`.
-    order: Option<InOrder>,
+    order: Option<Box<InOrder>>,
     /// Chains popped so far.
     popped: u64,
     resumed: Resumed,
     /// Where a successor finds what is in flight.
-    tracker: Option<SplitTracker>,
+    tracker: Option<Box<SplitTracker>>,
     /// Room of chains that were pushed.
     #[expect(clippy::vec_box, reason = "a chain takes the box")]
     rooms: Vec<Box<ChainRoom<M>>>,
@@ -123,11 +113,13 @@ impl<M: GuestMemory> Split<M> {
         Ok(())
     }
 
+    #[inline(always)]
     fn slot(&self, index: u16) -> usize {
         usize::from(index & (self.size - 1))
     }
 
     /// Reads the driver's index and tells whether it is ahead of ours.
+    #[inline(always)]
     fn refresh<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) -> Result<bool, Error> {
         // Acquire: entries and descriptors are read after the index that covers them.
         let index = ring.load_avail(split::IDX, Ordering::Acquire);
@@ -139,16 +131,6 @@ impl<M: GuestMemory> Split<M> {
         }
         self.avail_idx = index;
         Ok(index != self.next_avail)
-    }
-
-    /// What to pop when what was last seen of the available ring has been.
-    #[inline(never)]
-    fn refill<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) -> Result<Next, Error> {
-        match self.resumed.pop() {
-            Some(head) => Ok(Next::Resumed(head)),
-            None if self.refresh(ring)? => Ok(Next::Available),
-            None => Ok(Next::Nothing),
-        }
     }
 
     /// Takes the next entry of the available ring and marks its chain as in flight.
@@ -183,12 +165,14 @@ impl<M: GuestMemory> Split<M> {
     }
 
     /// Walks the chain that begins with `descriptor`.
+    #[inline(never)]
     fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
         &self,
         ring: &SplitRing<A>,
         mut descriptor: Descriptor,
-        chain: &mut Builder<'_, H, A>,
+        chain: &mut Chain<H>,
     ) -> Result<(), Rule> {
+        let mut chain = Builder::new(chain, &ring.regions, self.size);
         loop {
             let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
             if flags.contains(DescriptorFlags::INDIRECT) {
@@ -198,7 +182,8 @@ impl<M: GuestMemory> Split<M> {
                 if flags.contains(DescriptorFlags::NEXT) {
                     return Err(Rule::IndirectNext);
                 }
-                return indirect::walk_linked(chain, descriptor.addr.get(), descriptor.len.get());
+                indirect::walk_linked(&mut chain, descriptor.addr.get(), descriptor.len.get())?;
+                break;
             }
             chain.add(
                 descriptor.addr.get(),
@@ -206,7 +191,7 @@ impl<M: GuestMemory> Split<M> {
                 flags.contains(DescriptorFlags::WRITE),
             )?;
             if !flags.contains(DescriptorFlags::NEXT) {
-                return Ok(());
+                break;
             }
             let next = descriptor.next.get();
             if next >= self.size {
@@ -214,40 +199,52 @@ impl<M: GuestMemory> Split<M> {
             }
             descriptor = ring.descriptor(next);
         }
+        chain.finish();
+        Ok(())
     }
 
-    /// Writes the entries that a pushed chain lets go; false if it was pushed before.
-    fn end_in_order<A: GuestAddressSpace>(
+    /// Writes what was pushed in order: an entry for each run of chains, in the slot of the first (§2.7.9).
+    fn write_in_order<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) {
+        let Self {
+            order: Some(order),
+            in_flight,
+            tracker,
+            ..
+        } = self
+        else {
+            return;
+        };
+        let mut count = 0;
+        let run = order.next_run(|head| {
+            count += 1;
+            if let Some(when) = in_flight.get_mut(usize::from(head)) {
+                *when = 0;
+            }
+            if let Some(tracker) = tracker {
+                tracker.stage(head);
+            }
+        });
+        if let Some((head, written)) = run {
+            self.write_used(ring, head, written, count);
+            self.write_in_order(ring);
+        }
+    }
+
+    /// Writes an entry of the used ring, which stands for `count` chains.
+    #[inline(always)]
+    fn write_used<A: GuestAddressSpace>(
         &mut self,
         ring: &SplitRing<A>,
         head: u16,
         written: u32,
-    ) -> bool {
-        let first = self
-            .order
-            .as_mut()
-            .is_some_and(|order| order.end(head, written));
-        while let Some((head, written)) = self.order.as_mut().and_then(InOrder::next) {
-            self.write_used(ring, head, written);
-        }
-        first
-    }
-
-    /// Ends a chain in flight and writes its entry of the used ring.
-    #[inline(always)]
-    fn write_used<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>, head: u16, written: u32) {
-        if let Some(when) = self.in_flight.get_mut(usize::from(head)) {
-            *when = 0;
-        }
-        if let Some(tracker) = &mut self.tracker {
-            tracker.stage(head);
-        }
+        count: u16,
+    ) {
         let offset = split::used_slot(self.slot(self.next_used));
         ring.used
             .store::<AtomicU32>(offset, u32::from(head).to_le(), Ordering::Relaxed);
         ring.used
             .store::<AtomicU32>(offset + 4, written.to_le(), Ordering::Relaxed);
-        self.next_used = self.next_used.wrapping_add(1);
+        self.next_used = self.next_used.wrapping_add(count);
     }
 }
 
@@ -294,7 +291,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             None => state.cloned().unwrap_or_default(),
         };
         let mut queue = <Self as Format<A>>::new(config, size, Some(&state))?;
-        queue.tracker = Some(SplitTracker::new(region, &state));
+        queue.tracker = Some(Box::new(SplitTracker::new(region, &state)));
         Ok(queue)
     }
 
@@ -357,14 +354,15 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         ring: &SplitRing<A>,
         memory: &H,
     ) -> Result<Option<Chain<H>>, Error> {
-        let head = if self.next_avail == self.avail_idx {
-            match self.refill(ring)? {
-                Next::Resumed(head) => head,
-                Next::Available => self.take(ring)?,
-                Next::Nothing => return Ok(None),
-            }
-        } else {
+        let head = if self.next_avail != self.avail_idx
+            || (self.resumed.is_empty() && self.refresh(ring)?)
+        {
             self.take(ring)?
+        } else {
+            match self.resumed.pop() {
+                Some(head) => head,
+                None => return Ok(None),
+            }
         };
         let mut chain = Chain::new(
             head,
@@ -385,11 +383,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         {
             return Ok(Some(chain));
         }
-        match self.walk(
-            ring,
-            descriptor,
-            &mut Builder::new(&mut chain, &ring.regions, self.size),
-        ) {
+        match self.walk(ring, descriptor, &mut chain) {
             Ok(()) => Ok(Some(chain)),
             Err(rule) => Err(Error::Chain { head, rule }),
         }
@@ -410,17 +404,19 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
                 writable,
             });
         }
-        if self
-            .in_flight
-            .get(usize::from(head))
-            .is_none_or(|when| *when == 0)
-        {
-            return Err(Error::NotInFlight(head));
-        }
-        if self.order.is_none() {
-            self.write_used(ring, head, written);
-        } else if !self.end_in_order(ring, head, written) {
-            return Err(Error::NotInFlight(head));
+        match self.in_flight.get_mut(usize::from(head)) {
+            Some(when) if *when != 0 => match &mut self.order {
+                // DPDK's driver looks for the entry of every chain that it wants the length of.
+                Some(order) => order.end(head, written, writable == 0)?,
+                None => {
+                    *when = 0;
+                    if let Some(tracker) = &mut self.tracker {
+                        tracker.stage(head);
+                    }
+                    self.write_used(ring, head, written, 1);
+                }
+            },
+            _ => return Err(Error::NotInFlight(head)),
         }
         self.rooms.push(chain.into_room());
         Ok(())
@@ -428,6 +424,9 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
 
     #[inline(always)]
     fn publish(&mut self, ring: &SplitRing<A>) {
+        if self.order.is_some() {
+            self.write_in_order(ring);
+        }
         let new = self.next_used.wrapping_sub(self.published);
         self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
         self.published = self.next_used;
