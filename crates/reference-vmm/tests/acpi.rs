@@ -6,8 +6,10 @@
     reason = "test code"
 )]
 
+use iommu_emul::dmar::{DeviceScope, Dmar, Drhd};
 use reference_vmm::acpi::{Board, Tables, VirtioMmioSlot, build};
-use reference_vmm::machine::layout::{ACPI_TABLES, GIB, Layout};
+use reference_vmm::irq::IOAPIC_REQUESTER;
+use reference_vmm::machine::layout::{ACPI_TABLES, GIB, IOAPIC_ID, Layout, VTD};
 
 fn tables(cpus: u8, slots: &[VirtioMmioSlot]) -> Tables {
     let layout = Layout::new(GIB, 40).unwrap();
@@ -15,6 +17,7 @@ fn tables(cpus: u8, slots: &[VirtioMmioSlot]) -> Tables {
         layout: &layout,
         cpus,
         virtio_mmio: slots,
+        dmar: None,
     };
     build(&board).unwrap()
 }
@@ -85,10 +88,47 @@ fn as_many_buses_are_announced_as_have_configuration_space() {
         layout: &layout,
         cpus: 1,
         virtio_mmio: &[],
+        dmar: None,
     };
     let tables = build(&board).unwrap();
     let mcfg = find(&tables, "MCFG");
     assert_eq!((u64_at(mcfg, 44), mcfg[55]), (0xe000_0000, 3));
+}
+
+/// VT-d §8.1, §8.3: one unit before everything, and the I/O APIC under the number that the MADT gives it.
+#[test]
+fn dmar_names_the_unit_and_the_io_apic() {
+    let capabilities = iommu_emul::vtd::Config::default().capabilities().unwrap();
+    let mut dmar = Dmar::new(&capabilities, false);
+    dmar.drhd(&Drhd {
+        base: VTD,
+        register_bytes: capabilities.register_bytes(),
+        segment: 0,
+        include_all: true,
+        scopes: &[DeviceScope::IoApic {
+            id: IOAPIC_ID,
+            requester: IOAPIC_REQUESTER,
+        }],
+    })
+    .unwrap();
+    let layout = Layout::new(GIB, 40).unwrap();
+    let board = Board {
+        layout: &layout,
+        cpus: 1,
+        virtio_mmio: &[],
+        dmar: Some(&dmar),
+    };
+    let tables = build(&board).unwrap();
+    let bytes = find(&tables, "DMAR");
+    assert_eq!(
+        bytes[37], 1,
+        "interrupt remapping, and x2APIC if the guest likes"
+    );
+    assert_eq!((bytes[48], bytes[52], u64_at(bytes, 56)), (0, 1, VTD));
+    let (scope, madt) = (&bytes[64..], find(&tables, "APIC"));
+    let io_apic = madt.len() - 12;
+    assert_eq!((madt[io_apic], scope[0]), (1, 3));
+    assert_eq!(madt[io_apic + 2], scope[4]);
 }
 
 #[test]

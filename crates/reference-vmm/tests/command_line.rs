@@ -48,6 +48,7 @@ fn help_names_every_option_and_status() {
         "--net",
         "--console",
         "--transport",
+        "--iommu",
         "--report",
         "--no-reboot",
         "Exit status",
@@ -118,6 +119,8 @@ fn wrong_arguments_have_a_status_of_their_own() {
         &["run", "--kernel", "k", "--net", "tap=t,mac=nonsense"],
         &["run", "--kernel", "k", "--console", "stdin"],
         &["run", "--kernel", "k", "--transport", "isa"],
+        &["run", "--kernel", "k", "--iommu", "amd"],
+        &["run", "--kernel", "k", "--iommu", "vtd,lazy"],
         &["fly"],
     ] {
         let (status, message) = failure(wrong);

@@ -11,7 +11,9 @@ use std::sync::{Arc, Mutex};
 
 use reference_vmm::boot::Payload;
 use reference_vmm::machine::stop::{CrashCause, Stop};
-use reference_vmm::machine::{Config, Machine, Peripherals, Stopped, Transport};
+use reference_vmm::machine::{
+    Config, Iommu, IommuError, Machine, MachineError, Peripherals, Stopped, Transport, VtdOptions,
+};
 use reference_vmm::report::Report;
 use reference_vmm::vcpu::ExitKind;
 
@@ -49,7 +51,12 @@ fn machine(image: &[u8], cpus: u8, transport: Transport, output: &Output) -> Opt
         println!("SKIPPED: /dev/kvm is not usable here");
         return None;
     }
-    let machine = Machine::new(Config {
+    let machine = Machine::new(config(image, cpus, transport, output));
+    Some(machine.unwrap())
+}
+
+fn config(image: &[u8], cpus: u8, transport: Transport, output: &Output) -> Config {
+    Config {
         cpus,
         memory: 16 << 20,
         payload: Payload::Flat {
@@ -58,10 +65,10 @@ fn machine(image: &[u8], cpus: u8, transport: Transport, output: &Output) -> Opt
         },
         peripherals: Peripherals::default(),
         transport,
+        iommu: None,
         serial: Box::new(output.clone()),
         timed: true,
-    });
-    Some(machine.unwrap())
+    }
 }
 
 fn run(image: &[u8]) -> Option<Stopped> {
@@ -78,6 +85,34 @@ fn power_off_and_reset_are_told_apart() {
     for image in [&RESET, &ENTER_FIRMWARE] {
         if let Some(stopped) = run(image) {
             assert_eq!(stopped.reason, Stop::Reset);
+        }
+    }
+}
+
+#[test]
+fn an_iommu_needs_devices_that_it_can_tell_apart() {
+    for transport in [Transport::Pci, Transport::PciPorts, Transport::Mmio] {
+        if machine(&POWER_OFF, 1, transport, &Output::default()).is_none() {
+            return;
+        }
+        let scalable = VtdOptions {
+            scalable: true,
+            ..VtdOptions::default()
+        };
+        let machine = Machine::new(Config {
+            iommu: Some(Iommu::Vtd(scalable)),
+            ..config(&POWER_OFF, 1, transport, &Output::default())
+        });
+        match machine {
+            Ok(machine) => {
+                assert_eq!(transport, Transport::Pci);
+                let stopped = machine.start().unwrap().wait().unwrap();
+                assert_eq!(stopped.reason, Stop::PowerOff);
+            }
+            Err(MachineError::Iommu(IommuError::Transport)) => {
+                assert_ne!(transport, Transport::Pci);
+            }
+            Err(other) => panic!("{other}"),
         }
     }
 }

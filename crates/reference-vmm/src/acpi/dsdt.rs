@@ -7,7 +7,7 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, AmlSink};
 
-use super::{Board, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use super::{Board, HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
 use crate::devices::{cmos, panic, power, serial};
 use crate::irq;
 use crate::machine::layout::{Layout, PCI_WINDOW_32, VIRTIO_MMIO_SLOT};
@@ -21,8 +21,6 @@ pub struct VirtioMmioSlot {
     pub gsi: u32,
 }
 
-/// Length of the header that every table has (ACPI 6.5 table 5.4).
-const HEADER: u32 = 36;
 /// The revision since which AML integers have 64 bits.
 const REVISION: u8 = 2;
 

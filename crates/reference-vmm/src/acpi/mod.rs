@@ -10,16 +10,21 @@ use acpi_tables::madt::{
 };
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
+use iommu_emul::dmar::Dmar;
 
 pub use dsdt::VirtioMmioSlot;
 
 use crate::devices::{cmos, keyboard, power};
-use crate::machine::layout::{ACPI_TABLES, IOAPIC, LOCAL_APIC, Layout};
+use crate::machine::layout::{ACPI_TABLES, IOAPIC, IOAPIC_ID, LOCAL_APIC, Layout};
 
 const OEM_ID: [u8; 6] = *b"VRING ";
 const OEM_TABLE_ID: [u8; 8] = *b"REFVMM  ";
 const OEM_REVISION: u32 = 1;
+
+/// Length of the header that every table has (ACPI 6.5 table 5.4).
+const HEADER: u32 = 36;
 
 /// `IAPC_BOOT_ARCH`: there is no VGA (ACPI 6.5 table 5.11).
 const VGA_NOT_PRESENT: u16 = 1 << 2;
@@ -33,6 +38,8 @@ pub struct Board<'a> {
     pub cpus: u8,
     /// The virtio devices that are not found by themselves.
     pub virtio_mmio: &'a [VirtioMmioSlot],
+    /// The VT-d units, if there are any.
+    pub dmar: Option<&'a Dmar>,
 }
 
 /// The tables as they lie in guest memory.
@@ -63,7 +70,8 @@ pub fn build(board: &Board<'_>) -> Result<Tables, TooLarge> {
     let madt = tables.append(&madt(board.cpus));
     let mcfg = tables.append(&mcfg(board.layout));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt, mcfg] {
+    let dmar = board.dmar.map(|body| tables.append(&dmar(body)));
+    for table in [fadt, madt, mcfg].into_iter().chain(dmar) {
         xsdt.add_entry(table);
     }
     let xsdt = tables.append(&xsdt);
@@ -125,8 +133,19 @@ fn madt(cpus: u8) -> impl Aml {
     for id in 0..cpus {
         madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled));
     }
-    madt.add_structure(IoApic::new(0, u32::try_from(IOAPIC).unwrap_or_default(), 0));
+    madt.add_structure(IoApic::new(
+        IOAPIC_ID,
+        u32::try_from(IOAPIC).unwrap_or_default(),
+        0,
+    ));
     madt
+}
+
+fn dmar(body: &Dmar) -> Sdt {
+    // Revision 1 (VT-d §8.1).
+    let mut table = Sdt::new(*b"DMAR", HEADER, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    table.append_slice(body.body());
+    table
 }
 
 fn mcfg(layout: &Layout) -> impl Aml {

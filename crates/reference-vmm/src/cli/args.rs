@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 use virtio_devices::net::MacAddress;
 
 use super::size;
-use crate::machine::Transport;
+use crate::machine::{Iommu, Transport, VtdOptions};
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -85,6 +85,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
     pub(super) transport: TransportArg,
 
+    /// IOMMU before all devices: an Intel VT-d unit with interrupt remapping. `strict` has a Linux guest invalidate at once what it unmaps
+    #[arg(long, value_name = "vtd[,strict][,caching-mode][,scalable]", value_parser = iommu)]
+    pub(super) iommu: Option<IommuArg>,
+
     /// End with status 4 when the guest resets, instead of booting it again
     #[arg(long)]
     pub(super) no_reboot: bool,
@@ -149,6 +153,39 @@ fn net(text: &str) -> Result<NetArg, String> {
     Ok(NetArg {
         tap: tap.ok_or("tap=NAME is missing")?,
         mac,
+    })
+}
+
+/// An IOMMU, and how the guest is asked to use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct IommuArg {
+    pub(super) iommu: Iommu,
+    /// Whether the kernel is told so on its command line.
+    pub(super) strict: bool,
+}
+
+fn iommu(text: &str) -> Result<IommuArg, String> {
+    let mut words = text.split(',');
+    if words.next() != Some("vtd") {
+        return Err("the only kind of IOMMU is `vtd`".to_owned());
+    }
+    let mut options = VtdOptions::default();
+    let mut strict = false;
+    for option in words {
+        match option {
+            "strict" => strict = true,
+            "caching-mode" => options.caching_mode = true,
+            "scalable" => options.scalable = true,
+            _ => {
+                return Err(format!(
+                    "unknown option `{option}`, expected strict, caching-mode or scalable"
+                ));
+            }
+        }
+    }
+    Ok(IommuArg {
+        iommu: Iommu::Vtd(options),
+        strict,
     })
 }
 

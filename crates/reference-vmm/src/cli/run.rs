@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use virtio_devices::console::Port;
 use virtio_devices::net::{MacAddress, Tap, TapError};
 
-use super::args::{ConsoleArg, RunArgs};
+use super::args::{ConsoleArg, IommuArg, RunArgs};
 use super::report;
 use super::status;
 use super::terminal::RawMode;
@@ -59,6 +59,14 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
     Ok(status)
 }
 
+/// The kernel's command line, with what other arguments add to it.
+fn cmdline(args: &RunArgs) -> String {
+    match args.iommu {
+        Some(IommuArg { strict: true, .. }) => format!("{} iommu.strict=1", args.cmdline),
+        _ => args.cmdline.clone(),
+    }
+}
+
 /// What outlives a reset of the guest: a tap interface made here would vanish with its addresses, and the console's output be
 /// truncated. All else is opened and made anew, so that nothing of one life of the guest reaches the next.
 struct Kept {
@@ -104,7 +112,7 @@ impl Kept {
                 .as_ref()
                 .map(|path| Image::open(path, "initrd"))
                 .transpose()?,
-            cmdline: args.cmdline.clone(),
+            cmdline: cmdline(args),
         });
         let disks = args
             .disks
@@ -130,6 +138,7 @@ impl Kept {
                 console,
             },
             transport: args.transport.into(),
+            iommu: args.iommu.map(|arg| arg.iommu),
             serial: Box::new(io::stdout()),
             timed: !args.report.files.is_empty(),
         };

@@ -58,6 +58,7 @@ pub fn run(serial: Box<dyn Write + Send>) -> Result<Stopped, DemoError> {
             ..Peripherals::default()
         },
         transport: Transport::Pci,
+        iommu: None,
         serial,
         timed: true,
     })?;

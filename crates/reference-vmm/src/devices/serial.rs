@@ -2,12 +2,12 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pio_mmio_bus::bus::{AccessError, BusDevice};
+use pio_mmio_bus::interrupt::IrqLine;
 use vm_superio::serial::NoEvents;
 use vm_superio::{Serial, Trigger};
-use vmm_sys_util::eventfd::EventFd;
 
 /// First port of COM1.
 pub const BASE: u16 = 0x3f8;
@@ -19,13 +19,14 @@ pub const IRQ: u32 = 4;
 /// Input that the guest has not taken beyond this is refused, so that the sender waits.
 const INPUT_LIMIT: usize = 4096;
 
-struct Interrupt(EventFd);
+struct Interrupt(Arc<dyn IrqLine>);
 
 impl Trigger for Interrupt {
     type E = io::Error;
 
     fn trigger(&self) -> io::Result<()> {
-        self.0.write(1)
+        self.0.pulse();
+        Ok(())
     }
 }
 
@@ -54,7 +55,7 @@ pub struct SerialPort {
 
 impl SerialPort {
     /// A port that signals `interrupt`, edge-triggered, and prints to `output`.
-    pub fn new(interrupt: EventFd, output: Box<dyn Write + Send>) -> Self {
+    pub fn new(interrupt: Arc<dyn IrqLine>, output: Box<dyn Write + Send>) -> Self {
         Self {
             state: Mutex::new(State {
                 chip: Serial::new(Interrupt(interrupt), output),

@@ -24,14 +24,29 @@ impl IrqLine for GsiLine {
     }
 }
 
-/// An eventfd that pulses `gsi` when it is signalled, without waking a thread (irqfd).
-pub fn edge_line(vm: &Vm, gsi: u32) -> Result<EventFd, KvmError> {
-    let failed = |source| KvmError::Call {
-        what: "create an interrupt eventfd",
-        source,
-    };
-    let event = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
-    vm.register_irqfd(&event, gsi)
-        .map_err(KvmError::call("register an interrupt eventfd"))?;
-    Ok(event)
+/// An edge-triggered pin of the in-kernel interrupt controllers, signalled without waking a thread (irqfd).
+#[derive(Debug)]
+pub struct EdgeLine(EventFd);
+
+impl EdgeLine {
+    /// The pin that `gsi` is.
+    pub fn new(vm: &Vm, gsi: u32) -> Result<Self, KvmError> {
+        let failed = |source| KvmError::Call {
+            what: "create an interrupt eventfd",
+            source,
+        };
+        let event = EventFd::new(EFD_NONBLOCK).map_err(failed)?;
+        vm.register_irqfd(&event, gsi)
+            .map_err(KvmError::call("register an interrupt eventfd"))?;
+        Ok(Self(event))
+    }
+}
+
+impl IrqLine for EdgeLine {
+    fn set_level(&self, asserted: bool) {
+        if asserted {
+            // An eventfd that the kernel drains does not overflow.
+            let _ = self.0.write(1);
+        }
+    }
 }

@@ -1,12 +1,16 @@
 //! Interrupts and doorbells through KVM: the traits of `pio-mmio-bus` over irqfd, ioeventfd and the GSI routing table.
 
+mod controller;
 mod doorbell;
 mod line;
 mod router;
+mod sink;
 
+pub use controller::{Controller, ControllerError, IOAPIC_REQUESTER};
 pub use doorbell::IoEvents;
-pub use line::{GsiLine, edge_line};
+pub use line::{EdgeLine, GsiLine};
 pub use router::KvmRouter;
+pub use sink::KvmSink;
 
 /// Number of pins of the I/O APIC, which are the first GSIs.
 pub const IOAPIC_PINS: u32 = 24;

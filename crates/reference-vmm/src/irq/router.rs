@@ -11,12 +11,12 @@ use pio_mmio_bus::interrupt::{InterruptError, MsiMessage, MsiRoute, MsiRouter};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::IOAPIC_PINS;
-use crate::kvm::Vm;
+use crate::kvm::{Irqchip, Vm};
 
 /// Size of KVM's routing table (`KVM_MAX_IRQ_ROUTES`).
 const MAX_ROUTES: u32 = 4096;
-/// GSIs of message-signalled interrupts follow the pins. The pins of the legacy controllers take a second entry each.
-const MESSAGE_GSIS: std::ops::Range<u32> = IOAPIC_PINS..MAX_ROUTES - 16;
+/// Entries that the pins of the legacy controllers take besides those of the I/O APIC.
+const LEGACY_ROUTES: u32 = 16;
 
 /// The routing table as KVM was told, and the GSIs that are taken.
 #[derive(Debug, Default)]
@@ -25,7 +25,8 @@ struct Table {
     messages: BTreeMap<u32, Option<MsiMessage>>,
 }
 
-/// Routes messages through KVM's GSI routing table.
+/// Routes messages through KVM's GSI routing table. GSIs that are pins of an in-kernel I/O APIC are left to it; of one in user
+/// space they are the first that are handed out.
 #[derive(Clone, Debug)]
 pub struct KvmRouter {
     vm: Vm,
@@ -52,7 +53,7 @@ impl KvmRouter {
         if previous == Some(message) {
             return Ok(());
         }
-        let entries = table.entries();
+        let entries = table.entries(self.vm.irqchip());
         let told = KvmIrqRouting::from_entries(&entries)
             .map_err(|_| io::Error::from(io::ErrorKind::StorageFull))
             .and_then(|routing| Ok(self.vm.set_gsi_routing(&routing)?));
@@ -64,8 +65,8 @@ impl KvmRouter {
 }
 
 impl Table {
-    /// The whole table: pins to the legacy controllers and the I/O APIC one to one, then the messages.
-    fn entries(&self) -> Vec<kvm_irq_routing_entry> {
+    /// The whole table: the pins of in-kernel controllers one to one, then the messages.
+    fn entries(&self, irqchip: Irqchip) -> Vec<kvm_irq_routing_entry> {
         let pin = |gsi, irqchip, pin| {
             let mut entry = kvm_irq_routing_entry {
                 gsi,
@@ -78,6 +79,7 @@ impl Table {
         let master = (0..8).map(|gsi| pin(gsi, KVM_IRQCHIP_PIC_MASTER, gsi));
         let slave = (8..16).map(|gsi| pin(gsi, KVM_IRQCHIP_PIC_SLAVE, gsi - 8));
         let ioapic = (0..IOAPIC_PINS).map(|gsi| pin(gsi, KVM_IRQCHIP_IOAPIC, gsi));
+        let pins = (irqchip == Irqchip::Full).then(|| master.chain(slave).chain(ioapic));
         let messages = self.messages.iter().filter_map(|(gsi, message)| {
             let message = (*message)?;
             let [a, b, c, d, e, f, g, h] = message.address.to_le_bytes();
@@ -94,20 +96,22 @@ impl Table {
             };
             Some(entry)
         });
-        master.chain(slave).chain(ioapic).chain(messages).collect()
+        pins.into_iter().flatten().chain(messages).collect()
     }
 }
 
 impl MsiRouter for KvmRouter {
     fn allocate(&self) -> Result<Arc<dyn MsiRoute>, InterruptError> {
         let event = EventFd::new(EFD_NONBLOCK)?;
+        let mut gsis = match self.vm.irqchip() {
+            Irqchip::Full => IOAPIC_PINS..MAX_ROUTES - LEGACY_ROUTES,
+            Irqchip::Split => 0..MAX_ROUTES,
+        };
+        let limit = gsis.len();
         let mut table = self.lock();
-        let gsi = MESSAGE_GSIS
-            .clone()
+        let gsi = gsis
             .find(|gsi| !table.messages.contains_key(gsi))
-            .ok_or(InterruptError::NoRoute {
-                limit: MESSAGE_GSIS.len(),
-            })?;
+            .ok_or(InterruptError::NoRoute { limit })?;
         table.messages.insert(gsi, None);
         drop(table);
         Ok(Arc::new(Route {

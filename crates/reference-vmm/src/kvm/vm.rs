@@ -5,12 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::{KvmError, Vcpu};
+use crate::irq::IOAPIC_PINS;
 use crate::machine::Memory;
 use crate::machine::layout::{KVM_IDENTITY_MAP, KVM_TSS};
 
@@ -33,6 +36,16 @@ pub fn open() -> Result<Kvm, KvmError> {
     Ok(kvm)
 }
 
+/// Which interrupt controllers are in the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Irqchip {
+    /// All of a PC's, and its interval timer.
+    Full,
+    /// The local APICs only, with 32-bit destinations in messages. GSIs 0 to 23 are the pins of an I/O APIC in user space, which
+    /// is told the end of their level-triggered interrupts (Documentation/virt/kvm/api.rst, KVM_CAP_SPLIT_IRQCHIP).
+    Split,
+}
+
 /// A virtual machine: its interrupt controllers, timer and RAM.
 ///
 /// Cheap to clone; the RAM stays mapped until the last handle and the last [`Vcpu`] are gone.
@@ -40,24 +53,21 @@ pub fn open() -> Result<Kvm, KvmError> {
 pub struct Vm {
     fd: Arc<VmFd>,
     memory: Memory,
+    irqchip: Irqchip,
 }
 
 impl Vm {
-    /// Creates a VM with the interrupt controllers and the timer of a PC in the kernel, and `memory` as its RAM.
-    pub fn new(kvm: &Kvm, memory: Memory) -> Result<Self, KvmError> {
+    /// Creates a VM with `irqchip` in the kernel and `memory` as its RAM.
+    pub fn new(kvm: &Kvm, memory: Memory, irqchip: Irqchip) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(KvmError::call("create a VM"))?;
         fd.set_identity_map_address(KVM_IDENTITY_MAP)
             .map_err(KvmError::call("place the identity map"))?;
         fd.set_tss_address(KVM_TSS)
             .map_err(KvmError::call("place the TSS"))?;
-        fd.create_irq_chip()
-            .map_err(KvmError::call("create the interrupt controllers"))?;
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        fd.create_pit2(pit)
-            .map_err(KvmError::call("create the interval timer"))?;
+        match irqchip {
+            Irqchip::Full => create_irqchip(&fd)?,
+            Irqchip::Split => split_irqchip(&fd)?,
+        }
         for (region, slot) in memory.iter().zip(0u32..) {
             let address = region.start_addr().0;
             let host = region
@@ -78,7 +88,13 @@ impl Vm {
         Ok(Self {
             fd: Arc::new(fd),
             memory,
+            irqchip,
         })
+    }
+
+    /// Which interrupt controllers are in the kernel.
+    pub fn irqchip(&self) -> Irqchip {
+        self.irqchip
     }
 
     /// The RAM.
@@ -94,6 +110,40 @@ impl Vm {
             .map_err(KvmError::call("create a vCPU"))?;
         Ok(Vcpu::new(fd, self.memory.clone()))
     }
+}
+
+fn create_irqchip(fd: &VmFd) -> Result<(), KvmError> {
+    fd.create_irq_chip()
+        .map_err(KvmError::call("create the interrupt controllers"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    fd.create_pit2(pit)
+        .map_err(KvmError::call("create the interval timer"))
+}
+
+fn split_irqchip(fd: &VmFd) -> Result<(), KvmError> {
+    let enable = |cap, argument, what| {
+        let mut cap = kvm_enable_cap {
+            cap,
+            ..Default::default()
+        };
+        cap.args[0] = argument;
+        fd.enable_cap(&cap).map_err(KvmError::call(what))
+    };
+    enable(
+        KVM_CAP_SPLIT_IRQCHIP,
+        IOAPIC_PINS.into(),
+        "create the local interrupt controllers",
+    )?;
+    // Messages carry destinations of 32 bits, and 0xff is a processor like others.
+    let flags = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    enable(
+        KVM_CAP_X2APIC_API,
+        flags.into(),
+        "enable 32-bit interrupt destinations",
+    )
 }
 
 impl Deref for Vm {

@@ -4,18 +4,18 @@ use std::io::Write;
 use std::sync::Arc;
 
 use pio_mmio_bus::bus::{AddressSpace, Bus, BusDevice};
-use pio_mmio_bus::interrupt::IrqLine;
+use pio_mmio_bus::interrupt::Ioapic;
 use pio_mmio_bus::pci::{ConfigPorts, Decoder, Ecam, RootComplex};
 
 use super::MachineError;
-use super::layout::Layout;
+use super::layout::{IOAPIC, Layout};
 use super::stop::StopSwitch;
 use crate::devices::cmos::{self, Cmos};
 use crate::devices::keyboard::{self, KeyboardController};
 use crate::devices::panic::{self, PanicPort};
 use crate::devices::power::{self, SleepRegisters};
 use crate::devices::serial::{self, SerialPort};
-use crate::irq::{self, GsiLine, IoEvents, KvmRouter};
+use crate::irq::{self, Controller, IoEvents};
 use crate::kvm::Vm;
 
 /// The buses and what is always on them.
@@ -23,7 +23,7 @@ pub(super) struct Motherboard {
     pub(super) pio: Bus,
     pub(super) mmio: Bus,
     pub(super) root: Arc<RootComplex>,
-    pub(super) router: KvmRouter,
+    pub(super) controller: Controller,
     pub(super) serial: Arc<SerialPort>,
     pub(super) panic: Arc<PanicPort>,
     pub(super) stop: Arc<StopSwitch>,
@@ -33,6 +33,7 @@ impl Motherboard {
     pub(super) fn new(
         vm: &Vm,
         layout: &Layout,
+        controller: Controller,
         output: Box<dyn Write + Send>,
     ) -> Result<Self, MachineError> {
         let pio = Bus::new(AddressSpace::Pio)?;
@@ -40,13 +41,15 @@ impl Motherboard {
         for bus in [&pio, &mmio] {
             bus.set_doorbell_binder(Some(Arc::new(IoEvents::new(vm.clone()))))?;
         }
-        let lines = [0, 1, 2, 3].map(|pin| {
-            Arc::new(GsiLine::new(vm.clone(), irq::intx_gsi(0, pin))) as Arc<dyn IrqLine>
-        });
+        if let Some(ioapic) = controller.ioapic() {
+            mmio.insert(IOAPIC, Ioapic::SIZE, "I/O APIC", ioapic.clone())?;
+        }
+        let line = |pin| controller.line(irq::intx_gsi(0, pin));
+        let lines = [line(0)?, line(1)?, line(2)?, line(3)?];
         let root = RootComplex::new(Decoder::new(pio.clone(), mmio.clone()), lines)?;
         let stop = Arc::new(StopSwitch::new()?);
         let panic = Arc::new(PanicPort::default());
-        let interrupt = irq::edge_line(vm, serial::IRQ)?;
+        let interrupt = controller.edge_line(serial::IRQ)?;
         let serial = Arc::new(SerialPort::new(interrupt, output));
         let ports: [(u64, u64, &str, Arc<dyn BusDevice>); 6] = [
             (
@@ -95,7 +98,7 @@ impl Motherboard {
             pio,
             mmio,
             root,
-            router: KvmRouter::new(vm.clone()),
+            controller,
             serial,
             panic,
             stop,

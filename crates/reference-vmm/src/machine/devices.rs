@@ -4,16 +4,17 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use virtio_devices::Worker;
 use virtio_devices::block::{Block, BlockBackend, BlockOptions, FileDisk};
 use virtio_devices::console::{Console, Port};
 use virtio_devices::net::{MacAddress, Net, Tap};
 use virtio_devices::rng::Rng;
+use virtio_devices::{DmaView, Worker};
 
+use super::MachineError;
 use super::board::Motherboard;
 use super::disk::Disk;
-use super::virtio::{AttachError, VirtioDevices};
-use super::{MachineError, Memory};
+use super::virtio::{AttachError, Transport, Views, VirtioDevices};
+use crate::acpi::VirtioMmioSlot;
 
 /// A network interface.
 #[derive(Clone, Debug)]
@@ -48,18 +49,27 @@ impl Peripherals {
     }
 }
 
-/// What has to be brought to rest when the guest has stopped.
-pub(super) struct Devices {
-    pub(super) virtio: VirtioDevices,
-    disks: Vec<Arc<Block<Memory, FileDisk>>>,
+/// What has to be brought to rest when the guest has stopped, whatever the view of memory.
+pub(super) trait Stoppable: Send {
+    /// Ends I/O and brings what the guest wrote to stable storage.
+    fn stop(&self) -> io::Result<()>;
 }
 
-impl Devices {
-    pub(super) fn new(
+/// The devices, which see memory as `A`.
+pub(super) struct Devices<A: DmaView> {
+    virtio: VirtioDevices<A>,
+    disks: Vec<Arc<Block<A, FileDisk>>>,
+}
+
+impl<A: DmaView> Devices<A> {
+    /// Attaches `peripherals`; also returns which of them the ACPI tables have to name.
+    pub(super) fn attach(
         peripherals: Peripherals,
-        mut virtio: VirtioDevices,
+        views: Views<A>,
+        transport: Transport,
         board: &Motherboard,
-    ) -> Result<Self, MachineError> {
+    ) -> Result<(Box<dyn Stoppable>, Vec<VirtioMmioSlot>), MachineError> {
+        let mut virtio = VirtioDevices::new(views, transport);
         let Peripherals {
             disks,
             nics,
@@ -99,14 +109,17 @@ impl Devices {
         }
         let entropy = File::open("/dev/urandom").map_err(AttachError::Entropy)?;
         virtio.attach("rng", Arc::new(Rng::new(entropy, slow)), board)?;
-        Ok(Self {
+        let slots = std::mem::take(&mut virtio.slots);
+        let devices = Self {
             virtio,
             disks: blocks,
-        })
+        };
+        Ok((Box::new(devices), slots))
     }
+}
 
-    /// Ends I/O and brings what the guest wrote to stable storage.
-    pub(super) fn stop(&self) -> io::Result<()> {
+impl<A: DmaView> Stoppable for Devices<A> {
+    fn stop(&self) -> io::Result<()> {
         self.virtio.pause();
         for disk in &self.disks {
             disk.backend().flush()?;

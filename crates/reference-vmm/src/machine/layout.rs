@@ -31,6 +31,10 @@ pub const VIRTIO_MMIO: Range<u64> = 0xf000_0000..0xf010_0000;
 pub const VIRTIO_MMIO_SLOT: u64 = 0x1000;
 /// The I/O APIC.
 pub const IOAPIC: u64 = 0xfec0_0000;
+/// Identifier of the I/O APIC, by which ACPI tables name it.
+pub const IOAPIC_ID: u8 = 0;
+/// Registers of the VT-d unit, where Intel's chipsets have them.
+pub const VTD: u64 = 0xfed9_0000;
 /// The local APICs.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// A page that KVM on Intel needs for real mode without unrestricted guests.

@@ -3,6 +3,7 @@
 mod board;
 mod devices;
 pub mod disk;
+mod iommu;
 pub mod layout;
 mod memory;
 pub mod stop;
@@ -17,6 +18,7 @@ use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
 pub use devices::{Nic, Peripherals};
+pub use iommu::{Iommu, IommuError, VtdOptions};
 pub use memory::Memory;
 pub use virtio::{AttachError, Transport};
 
@@ -24,13 +26,15 @@ use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};
 use crate::devices::keyboard;
 use crate::devices::serial::SerialPort;
-use crate::kvm::{self, KvmError, Vm};
+use crate::irq::{Controller, ControllerError};
+use crate::kvm::{self, Irqchip, KvmError, Vm};
 use crate::vcpu::{self, Buses, Finished, Runner, StartError, VcpuThread, cpuid};
 use board::Motherboard;
-use devices::Devices;
+use devices::{Devices, Stoppable};
+use iommu::Vtd;
 use layout::{FIRMWARE_ENTRY, Layout, LayoutError};
 use stop::{Stop, StopSwitch};
-use virtio::VirtioDevices;
+use virtio::Views;
 
 /// What a machine is made of.
 pub struct Config {
@@ -44,6 +48,8 @@ pub struct Config {
     pub peripherals: Peripherals,
     /// How the guest finds virtio devices.
     pub transport: Transport,
+    /// What stands before the devices, and makes the machine one without legacy interrupt controllers and timer.
+    pub iommu: Option<Iommu>,
     /// Where the serial port prints.
     pub serial: Box<dyn Write + Send>,
     /// Whether the handling of exits is timed, for a report.
@@ -79,6 +85,12 @@ pub enum MachineError {
     /// A virtio device.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// The IOMMU.
+    #[error(transparent)]
+    Iommu(#[from] IommuError),
+    /// The interrupt controller.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
     /// The kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -109,7 +121,7 @@ pub struct Machine {
     stop: Arc<StopSwitch>,
     runners: Vec<Runner>,
     root: Arc<RootComplex>,
-    devices: Devices,
+    devices: Box<dyn Stoppable>,
 }
 
 impl Machine {
@@ -126,25 +138,56 @@ impl Machine {
         let supported = kvm
             .get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)
             .map_err(KvmError::call("read the supported CPUID leaves"))?;
-        let mut layout = Layout::new(config.memory, cpuid::address_bits(&supported))?;
+        let address_bits = cpuid::address_bits(&supported);
+        let mut layout = Layout::new(config.memory, address_bits)?;
         if config.transport == Transport::PciPorts {
             layout = layout.with_last_pci_bus(config.peripherals.devices());
         }
         let memory = memory::map(&layout)?;
-        let vm = Vm::new(&kvm, memory.clone())?;
+        let irqchip = match config.iommu {
+            None => Irqchip::Full,
+            Some(Iommu::Vtd(_)) => Irqchip::Split,
+        };
+        let vm = Vm::new(&kvm, memory.clone(), irqchip)?;
+        let vtd = match config.iommu {
+            None => None,
+            Some(_) if config.transport != Transport::Pci => {
+                return Err(IommuError::Transport.into());
+            }
+            Some(Iommu::Vtd(options)) => Some(Vtd::new(options, &vm, address_bits)?),
+        };
 
-        let board = Motherboard::new(&vm, &layout, config.serial)?;
+        let controller = Controller::new(&vm, |router| match &vtd {
+            None => Arc::new(router),
+            Some(vtd) => vtd.remapper(router),
+        })?;
+        let board = Motherboard::new(&vm, &layout, controller, config.serial)?;
         for bus in [&board.pio, &board.mmio] {
             bus.set_accounting(config.timed)?;
         }
 
-        let virtio = VirtioDevices::new(vm.clone(), config.transport);
-        let devices = Devices::new(config.peripherals, virtio, &board)?;
+        let (peripherals, transport) = (config.peripherals, config.transport);
+        let (devices, slots) = match &vtd {
+            None => {
+                let memory = memory.clone();
+                let views = Views {
+                    view: Box::new(move |_| memory.clone()),
+                    translated: false,
+                };
+                Devices::attach(peripherals, views, transport, &board)?
+            }
+            Some(vtd) => {
+                vtd.place(&board.mmio)?;
+                Devices::attach(peripherals, vtd.views(), transport, &board)?
+            }
+        };
 
+        let dmar = vtd.as_ref().map(Vtd::dmar).transpose()?;
         let tables = acpi::build(&Board {
             layout: &layout,
             cpus: config.cpus,
-            virtio_mmio: &devices.virtio.slots,
+            virtio_mmio: &slots,
+            dmar: dmar.as_ref(),
         })?;
         memory.write_slice(&tables.bytes, GuestAddress(tables.address))?;
         memory.write_slice(&keyboard::FIRMWARE, GuestAddress(FIRMWARE_ENTRY))?;
@@ -166,6 +209,7 @@ impl Machine {
                 },
                 stop: board.stop.clone(),
                 panic: board.panic.clone(),
+                ioapic: board.controller.ioapic().cloned(),
                 timed: config.timed,
             });
         }
@@ -219,7 +263,7 @@ pub struct Running {
     threads: Vec<VcpuThread>,
     /// The configuration ports and window on the buses do not hold it themselves.
     _root: Arc<RootComplex>,
-    devices: Devices,
+    devices: Box<dyn Stoppable>,
 }
 
 /// A machine that has stopped.

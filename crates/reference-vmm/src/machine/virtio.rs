@@ -8,14 +8,13 @@ use virtio_devices::block::BlockError;
 use virtio_devices::console::ConsoleError;
 use virtio_devices::net::NetError;
 use virtio_devices::transport::{MmioTransport, PciError, PciOptions, PciTransport};
-use virtio_devices::{VirtioDevice, WorkerError};
+use virtio_devices::{DmaView, VirtioDevice, WorkerError};
 
+use super::MachineError;
 use super::board::Motherboard;
 use super::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SLOT};
-use super::{MachineError, Memory};
 use crate::acpi::VirtioMmioSlot;
-use crate::irq::{self, GsiLine};
-use crate::kvm::Vm;
+use crate::irq;
 
 /// How the guest finds its virtio devices.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -92,24 +91,32 @@ pub enum AttachError {
 const PCI_DEVICES: u8 = 32;
 
 /// A device that the guest can reach.
-enum Attached {
-    Pci(PciTransport<Memory>),
-    Mmio(Arc<MmioTransport<Memory>>),
+enum Attached<A> {
+    Pci(PciTransport<A>),
+    Mmio(Arc<MmioTransport<A>>),
 }
 
-/// The virtio devices of a machine.
-pub(super) struct VirtioDevices {
-    vm: Vm,
+/// How devices see the guest's memory.
+pub(super) struct Views<A> {
+    /// Makes the view of one function.
+    pub(super) view: Box<dyn Fn(RequesterId) -> A + Send>,
+    /// Whether an IOMMU stands before it.
+    pub(super) translated: bool,
+}
+
+/// The virtio devices of a machine, which see memory as `A`.
+pub(super) struct VirtioDevices<A> {
+    views: Views<A>,
     transport: Transport,
-    attached: Vec<Attached>,
+    attached: Vec<Attached<A>>,
     /// What the ACPI tables have to name.
     pub(super) slots: Vec<VirtioMmioSlot>,
 }
 
-impl VirtioDevices {
-    pub(super) fn new(vm: Vm, transport: Transport) -> Self {
+impl<A: DmaView> VirtioDevices<A> {
+    pub(super) fn new(views: Views<A>, transport: Transport) -> Self {
         Self {
-            vm,
+            views,
             transport,
             attached: Vec::new(),
             slots: Vec::new(),
@@ -120,7 +127,7 @@ impl VirtioDevices {
     pub(super) fn attach(
         &mut self,
         name: &str,
-        device: Arc<dyn VirtioDevice<Memory>>,
+        device: Arc<dyn VirtioDevice<A>>,
         board: &Motherboard,
     ) -> Result<(), MachineError> {
         let attached = match self.transport {
@@ -137,9 +144,9 @@ impl VirtioDevices {
     fn attach_pci(
         &mut self,
         name: &str,
-        device: Arc<dyn VirtioDevice<Memory>>,
+        device: Arc<dyn VirtioDevice<A>>,
         board: &Motherboard,
-    ) -> Result<PciTransport<Memory>, MachineError> {
+    ) -> Result<PciTransport<A>, MachineError> {
         let number = u8::try_from(self.attached.len().saturating_add(1))
             .ok()
             .filter(|number| *number < PCI_DEVICES)
@@ -162,15 +169,16 @@ impl VirtioDevices {
                 )
             }
         };
+        let requester = RequesterId::new(0, RequesterId::devfn_of(number, 0));
         let transport = PciTransport::new(
             device,
-            self.vm.memory().clone(),
-            &board.router,
+            (self.views.view)(requester),
+            board.controller.router(),
             lines.pin(slot, InterruptPin::A),
             board.root.decoder(),
             PciOptions {
                 port: kind,
-                access_platform: false,
+                access_platform: self.views.translated,
             },
         )
         .map_err(|source| AttachError::Pci {
@@ -185,9 +193,9 @@ impl VirtioDevices {
     fn attach_mmio(
         &mut self,
         name: &str,
-        device: Arc<dyn VirtioDevice<Memory>>,
+        device: Arc<dyn VirtioDevice<A>>,
         board: &Motherboard,
-    ) -> Result<Arc<MmioTransport<Memory>>, MachineError> {
+    ) -> Result<Arc<MmioTransport<A>>, MachineError> {
         let slot = (VIRTIO_MMIO)
             .step_by(usize::try_from(VIRTIO_MMIO_SLOT).unwrap_or(usize::MAX))
             .zip(irq::FREE_GSIS)
@@ -197,8 +205,9 @@ impl VirtioDevices {
                 name: name.to_owned(),
                 limit: irq::FREE_GSIS.len(),
             })?;
-        let line = Arc::new(GsiLine::new(self.vm.clone(), slot.gsi));
-        let transport = MmioTransport::new(device, self.vm.memory().clone(), line)
+        let line = board.controller.line(slot.gsi)?;
+        let memory = (self.views.view)(RequesterId::default());
+        let transport = MmioTransport::new(device, memory, line)
             .map(Arc::new)
             .map_err(|source| AttachError::Mmio {
                 name: name.to_owned(),

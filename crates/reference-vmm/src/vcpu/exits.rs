@@ -23,6 +23,8 @@ pub enum ExitKind {
     Msr,
     /// A hypercall.
     Hypercall,
+    /// The end of a level-triggered interrupt of an I/O APIC in user space.
+    EndOfInterrupt,
     /// A signal for the thread.
     Interrupted,
     /// An event of the whole system, such as a crash.
@@ -35,7 +37,7 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// All kinds, in the order of the reports.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::PortRead,
         Self::PortWrite,
         Self::MemoryRead,
@@ -43,6 +45,7 @@ impl ExitKind {
         Self::Halt,
         Self::Msr,
         Self::Hypercall,
+        Self::EndOfInterrupt,
         Self::Interrupted,
         Self::SystemEvent,
         Self::Shutdown,
@@ -60,6 +63,7 @@ impl fmt::Display for ExitKind {
             Self::Halt => "HLT",
             Self::Msr => "MSR",
             Self::Hypercall => "hypercall",
+            Self::EndOfInterrupt => "end of interrupt",
             Self::Interrupted => "interrupted",
             Self::SystemEvent => "system event",
             Self::Shutdown => "shutdown",

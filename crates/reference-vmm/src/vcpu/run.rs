@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
 use kvm_ioctls::VcpuExit;
 use pio_mmio_bus::bus::{BusReader, Outcome, StringOutcome};
+use pio_mmio_bus::interrupt::Ioapic;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::{ExitCounts, ExitKind};
@@ -41,6 +42,8 @@ pub struct Runner {
     pub stop: Arc<StopSwitch>,
     /// Where the guest reports a panic.
     pub panic: Arc<PanicPort>,
+    /// The I/O APIC, if it is not in the kernel.
+    pub ioapic: Option<Arc<Ioapic>>,
     /// Whether the handling of exits is timed.
     pub timed: bool,
 }
@@ -116,6 +119,12 @@ impl Runner {
                 Ok(VcpuExit::Hlt) => ExitKind::Halt,
                 Ok(VcpuExit::Hypercall(_)) => ExitKind::Hypercall,
                 Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => ExitKind::Msr,
+                Ok(VcpuExit::IoapicEoi(vector)) => {
+                    if let Some(ioapic) = &self.ioapic {
+                        ioapic.eoi(vector);
+                    }
+                    ExitKind::EndOfInterrupt
+                }
                 Ok(VcpuExit::Shutdown) => {
                     self.crash(CrashCause::TripleFault, "KVM_EXIT_SHUTDOWN".to_owned());
                     ExitKind::Shutdown
