@@ -4,3 +4,4 @@
 pub mod capability;
 pub mod emulated;
 pub mod spec;
+pub mod sysfs;
