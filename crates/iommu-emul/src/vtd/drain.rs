@@ -1,6 +1,6 @@
 use std::mem::{discriminant, take};
 
-use super::dma::Draining;
+use crate::dma::Draining;
 use crate::spec::invalidation::Wait;
 
 /// What completes when older guards are gone.

@@ -1,15 +1,6 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vm_memory::{
-    Bytes, GuestAddress, GuestAddressSpace, GuestMemory, GuestMemoryBackend, Permissions,
-    VolatileMemory, bitmap::Bitmap,
-};
-
-/// The guest's physical memory, where a unit's tables and queues lie and where translations end: any [`GuestAddressSpace`] over
-/// plain memory that threads can share, such as `Arc<GuestMemoryMmap>` or `GuestMemoryAtomic<GuestMemoryMmap>`.
-pub trait PhysicalMemory: GuestAddressSpace<M: GuestMemoryBackend> + Send + Sync + 'static {}
-
-impl<S: GuestAddressSpace<M: GuestMemoryBackend> + Send + Sync + 'static> PhysicalMemory for S {}
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions, VolatileMemory, bitmap::Bitmap};
 
 /// Reads `N` words at `address`, each once and whole; `None` if they are not all memory.
 pub(crate) fn read_words<const N: usize, M: GuestMemory + ?Sized>(

@@ -1,7 +1,6 @@
 //! The VT-d remapping unit.
 
 mod capability;
-mod dma;
 mod drain;
 mod event;
 mod fault_log;
@@ -10,15 +9,14 @@ mod invalidation;
 pub(crate) mod memory;
 mod queue;
 mod registers;
+mod source;
 mod state;
 mod unit;
 pub(crate) mod walk;
 
+pub use crate::dma::{Access, DmaGuard, DmaMemory, DmaSlices, DmaView, PhysicalMemory};
 pub use capability::{Capabilities, CapabilityError, Config};
-pub use dma::{DmaGuard, DmaMemory, DmaSlices, DmaView};
 pub use interrupt::Remapper;
 pub use invalidation::{Invalidation, InvalidationObserver};
-pub use memory::PhysicalMemory;
 pub use state::{StateError, UnitState};
 pub use unit::Unit;
-pub use walk::Access;

@@ -12,14 +12,17 @@ use pio_mmio_bus::{
 };
 
 use super::{
-    Access, Capabilities, Invalidation, InvalidationObserver, PhysicalMemory,
-    dma::{DmaView, Source},
+    Capabilities, Invalidation, InvalidationObserver,
     drain::Waiter,
     interrupt::{InterruptTable, Routes},
     registers::Registers,
-    walk::{Context, Leaf, RootTable},
+    source::Source,
+    walk::{Context, RootTable},
 };
-use crate::spec::{fault::FaultRecord, register::Global};
+use crate::{
+    dma::{Access, DmaView, Leaf, PhysicalMemory, Translator},
+    spec::{fault::FaultRecord, register::Global},
+};
 
 /// A remapping unit: its registers are a [`BusDevice`](pio_mmio_bus::bus::BusDevice), devices see memory through the views it
 /// hands out, and their interrupts go through its [`Remapper`](super::Remapper).
@@ -108,7 +111,9 @@ impl<M: PhysicalMemory> Unit<M> {
         let mut sources = lock(&self.sources);
         sources.retain(|source| source.strong_count() > 0);
         sources.push(Arc::downgrade(&source));
-        DmaView::new(Arc::clone(self), source)
+        let cache = Arc::clone(source.cache());
+        let unit = Arc::clone(self);
+        DmaView::new(self.memory.clone(), Arc::new(Port { unit, source }), cache)
     }
 
     /// Lets `observer` know of each invalidation, as long as it lives.
@@ -120,37 +125,6 @@ impl<M: PhysicalMemory> Unit<M> {
         self.enabled
             .load(Ordering::Acquire)
             .then(|| RootTable(self.root.load(Ordering::Acquire)))
-    }
-
-    /// Serves a miss and reports what is blocked.
-    pub(crate) fn walk(
-        &self,
-        source: &Source,
-        physical: &M::T,
-        address: u64,
-        access: Access,
-    ) -> Option<Leaf> {
-        match source.walk(
-            &**physical,
-            &self.capabilities,
-            || self.root_table(),
-            address,
-            access,
-        ) {
-            Ok(leaf) => Some(leaf),
-            Err(blocked) => {
-                if let Some(blocked) = blocked.filter(|blocked| !blocked.quiet) {
-                    self.report(FaultRecord::dma(
-                        blocked.reason,
-                        blocked.requester.0,
-                        blocked.pasid,
-                        address,
-                        access == Access::Write,
-                    ));
-                }
-                None
-            }
-        }
     }
 
     pub(super) fn report(&self, fault: FaultRecord) {
@@ -228,7 +202,7 @@ impl<M: PhysicalMemory> Unit<M> {
         let generations: Vec<_> = lock(&self.sources)
             .iter()
             .filter_map(Weak::upgrade)
-            .flat_map(|source| source.lanes())
+            .flat_map(|source| source.cache().lanes())
             .filter_map(|lane| lane.turn())
             .collect();
         registers.drain.start(generations, waiters);
@@ -256,15 +230,52 @@ impl<M: PhysicalMemory> Unit<M> {
             Waiter::Queue(wait) => self.complete_wait(registers, wait),
         }
     }
+}
 
-    /// Called without a lock by whoever dropped the last guard of a generation.
-    pub(crate) fn guards_drained(&self) {
-        if self.draining.load(Ordering::SeqCst) {
-            let mut registers = self.lock_registers();
-            self.settle(&mut registers);
-            self.run_queue(&mut registers);
-            self.unlock_registers(registers);
+/// A source at its unit.
+struct Port<M: PhysicalMemory> {
+    unit: Arc<Unit<M>>,
+    source: Arc<Source>,
+}
+
+impl<M: PhysicalMemory> Translator<M> for Port<M> {
+    fn walk(&self, physical: &M::T, address: u64, access: Access) -> Option<Leaf> {
+        let Self { unit, source } = self;
+        match source.walk(
+            &**physical,
+            &unit.capabilities,
+            || unit.root_table(),
+            address,
+            access,
+        ) {
+            Ok(leaf) => Some(leaf),
+            Err(blocked) => {
+                if let Some(blocked) = blocked.filter(|blocked| !blocked.quiet) {
+                    unit.report(FaultRecord::dma(
+                        blocked.reason,
+                        blocked.requester.0,
+                        blocked.pasid,
+                        address,
+                        access == Access::Write,
+                    ));
+                }
+                None
+            }
         }
+    }
+
+    fn drained(&self) {
+        let unit = &self.unit;
+        if unit.draining.load(Ordering::SeqCst) {
+            let mut registers = unit.lock_registers();
+            unit.settle(&mut registers);
+            unit.run_queue(&mut registers);
+            unit.unlock_registers(registers);
+        }
+    }
+
+    fn set_requester(&self, requester: RequesterId) {
+        self.source.set_requester(requester);
     }
 }
 

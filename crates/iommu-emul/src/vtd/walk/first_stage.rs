@@ -1,7 +1,8 @@
 use vm_memory::GuestMemory;
 
-use super::{Access, Leaf, Table, second_stage};
+use super::{Table, second_stage};
 use crate::{
+    dma::{Access, Leaf},
     spec::{
         fault::FaultReason,
         paging::{FirstStageEntry, canonical, index, page_shift},

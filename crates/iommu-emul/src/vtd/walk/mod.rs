@@ -7,69 +7,16 @@ mod second_stage;
 use vm_memory::GuestMemory;
 
 use super::Capabilities;
-use crate::spec::{
-    fault::FaultReason,
-    interrupt::{RANGE_FIRST, RANGE_LAST},
-    paging::SecondStageEntry,
+use crate::{
+    dma::{Access, Leaf},
+    spec::{
+        fault::FaultReason,
+        interrupt::{RANGE_FIRST, RANGE_LAST},
+        paging::SecondStageEntry,
+    },
 };
 pub(crate) use context::{Context, RootTable};
 use second_stage::SecondStageFault;
-
-/// What a request wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    /// Read.
-    Read,
-    /// Write.
-    Write,
-}
-
-/// A page that an address translates to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Leaf {
-    /// First guest-physical address of the page, aligned to its size.
-    pub output: u64,
-    /// log2 of the page size in bytes.
-    pub shift: u32,
-    /// Reads are allowed.
-    pub read: bool,
-    /// Writes are allowed.
-    pub write: bool,
-}
-
-impl Leaf {
-    /// The identity page of 1 GiB around `address`.
-    fn identity(address: u64) -> Self {
-        Self {
-            output: address & !((1 << 30) - 1),
-            shift: 30,
-            read: true,
-            write: true,
-        }
-    }
-
-    #[inline]
-    pub fn allows(self, access: Access) -> bool {
-        match access {
-            Access::Read => self.read,
-            Access::Write => self.write,
-        }
-    }
-
-    /// The part of this page, 2^`shift` bytes, that `address` translates into.
-    fn narrow(self, address: u64, shift: u32) -> Self {
-        let offset = address & ((1 << self.shift) - 1);
-        Self {
-            output: (self.output & !((1 << self.shift) - 1) | offset) & !((1 << shift) - 1),
-            shift,
-            ..self
-        }
-    }
-
-    fn last(self) -> u64 {
-        self.output | ((1 << self.shift) - 1)
-    }
-}
 
 /// How requests in a context are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +57,7 @@ pub(crate) fn translate<M: GuestMemory + ?Sized>(
     if (RANGE_FIRST..=RANGE_LAST).contains(&address) {
         return Err(interrupt);
     }
-    let mut leaf = match context.stages {
+    let leaf = match context.stages {
         Stages::PassThrough if capabilities.beyond_host(address) => {
             return Err(second(SecondStageFault::Beyond));
         }
@@ -134,30 +81,7 @@ pub(crate) fn translate<M: GuestMemory + ?Sized>(
             }
         }
     };
-    loop {
-        let input = address & !((1 << leaf.shift) - 1);
-        let overlaps = |first: u64, last: u64| first <= RANGE_LAST && RANGE_FIRST <= last;
-        if !overlaps(input, input | ((1 << leaf.shift) - 1)) && !overlaps(leaf.output, leaf.last())
-        {
-            return Ok(leaf);
-        }
-        if leaf.shift <= 12 {
-            return Err(interrupt);
-        }
-        leaf = leaf.narrow(address, leaf.shift - 9);
-    }
-}
-
-/// The page around `address` when translation is off; `None` in the interrupt address range.
-pub(crate) fn bypass(address: u64) -> Option<Leaf> {
-    let mut leaf = Leaf::identity(address);
-    while leaf.output <= RANGE_LAST && RANGE_FIRST <= leaf.last() {
-        if leaf.shift <= 12 {
-            return None;
-        }
-        leaf = leaf.narrow(address, leaf.shift - 9);
-    }
-    Some(leaf)
+    leaf.clear_of_interrupts(address).ok_or(interrupt)
 }
 
 /// Calls `visit` with each page that the second-stage `table` maps and that overlaps `first..=last`: its first address and the

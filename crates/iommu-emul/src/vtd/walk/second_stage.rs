@@ -1,7 +1,8 @@
 use vm_memory::GuestMemory;
 
-use super::{Access, Leaf, Table, present};
+use super::{Table, present};
 use crate::{
+    dma::{Access, Leaf},
     spec::{
         fault::FaultReason,
         paging::{SecondStageEntry, address_bits, index, page_shift},

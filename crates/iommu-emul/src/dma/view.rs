@@ -8,12 +8,29 @@ use vm_memory::{
     guest_memory::{Error, GuestMemorySliceIterator, Result},
 };
 
-use super::{Entered, Lane, Source};
-use crate::vtd::{Access, PhysicalMemory, Unit, walk::Leaf};
+use super::{Access, Cache, Lane, Leaf, lane::Entered};
 
 type BitmapOf<M> = <<<M as GuestAddressSpace>::M as GuestMemoryBackend>::R as GuestMemoryRegion>::B;
 
-/// Memory as a device behind a unit sees it. [`memory`](GuestAddressSpace::memory) enters the view and returns a guard; an
+/// The guest's physical memory, where translations end, and where the tables and queues of an IOMMU lie if it has any: any [`GuestAddressSpace`] over
+/// plain memory that threads can share, such as `Arc<GuestMemoryMmap>` or `GuestMemoryAtomic<GuestMemoryMmap>`.
+pub trait PhysicalMemory: GuestAddressSpace<M: GuestMemoryBackend> + Send + Sync + 'static {}
+
+impl<S: GuestAddressSpace<M: GuestMemoryBackend> + Send + Sync + 'static> PhysicalMemory for S {}
+
+/// An IOMMU as one device's views see it.
+pub(crate) trait Translator<M: PhysicalMemory>: Send + Sync {
+    /// Serves a miss: finds the page of `address`, caches it and returns it; reports what is blocked.
+    fn walk(&self, physical: &M::T, address: u64, access: Access) -> Option<Leaf>;
+
+    /// The last guard of a generation is gone. Called without a lock.
+    fn drained(&self);
+
+    /// The device's requester ID is another now.
+    fn set_requester(&self, requester: RequesterId);
+}
+
+/// Memory as a device behind an IOMMU sees it. [`memory`](GuestAddressSpace::memory) enters the view and returns a guard; an
 /// invalidation that the guest waits for completes when the guards that are older than it are gone. So hold a guard as long as
 /// the I/O that uses its slices, asynchronous I/O included, and no longer.
 ///
@@ -23,35 +40,48 @@ pub struct DmaView<M: PhysicalMemory> {
 }
 
 struct Port<M: PhysicalMemory> {
-    unit: Arc<Unit<M>>,
-    source: Arc<Source>,
+    memory: M,
+    translator: Arc<dyn Translator<M>>,
+    cache: Arc<Cache>,
     lane: Arc<Lane>,
 }
 
 impl<M: PhysicalMemory> DmaView<M> {
-    pub(crate) fn new(unit: Arc<Unit<M>>, source: Arc<Source>) -> Self {
-        let lane = source.add_lane();
+    /// A view of `memory` through `translator`, which looks after `cache`.
+    pub(crate) fn new(memory: M, translator: Arc<dyn Translator<M>>, cache: Arc<Cache>) -> Self {
+        let lane = cache.add_lane();
         Self {
-            port: Arc::new(Port { unit, source, lane }),
+            port: Arc::new(Port {
+                memory,
+                translator,
+                cache,
+                lane,
+            }),
         }
     }
 
     /// Changes the requester ID of this view and its clones: the guest renumbered the bus of the function.
     pub fn set_requester(&self, requester: RequesterId) {
-        self.port.source.set_requester(requester);
+        self.port.translator.set_requester(requester);
     }
 }
 
 impl<M: PhysicalMemory> Clone for DmaView<M> {
     fn clone(&self) -> Self {
-        Self::new(Arc::clone(&self.port.unit), Arc::clone(&self.port.source))
+        let Port {
+            memory,
+            translator,
+            cache,
+            lane: _,
+        } = &*self.port;
+        Self::new(memory.clone(), Arc::clone(translator), Arc::clone(cache))
     }
 }
 
 impl<M: PhysicalMemory> fmt::Debug for DmaView<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("DmaView")
-            .field("source", &self.port.source)
+            .field("cache", &self.port.cache)
             .finish_non_exhaustive()
     }
 }
@@ -61,10 +91,10 @@ impl<M: PhysicalMemory> GuestAddressSpace for DmaView<M> {
     type T = DmaGuard<M>;
 
     fn memory(&self) -> DmaGuard<M> {
-        let entered = self.port.lane.enter(|| self.port.unit.guards_drained());
+        let entered = self.port.lane.enter(|| self.port.translator.drained());
         DmaGuard {
             memory: DmaMemory {
-                physical: self.port.unit.memory().memory(),
+                physical: self.port.memory.memory(),
                 port: Arc::clone(&self.port),
             },
             entered,
@@ -104,13 +134,13 @@ impl<M: PhysicalMemory> Drop for DmaGuard<M> {
     fn drop(&mut self) {
         let port = &self.memory.port;
         if port.lane.leave(self.entered) {
-            port.unit.guards_drained();
+            port.translator.drained();
         }
     }
 }
 
-/// The memory behind a [`DmaGuard`]: addresses are the device's, permissions are checked, and what is blocked is reported to the
-/// unit's fault log.
+/// The memory behind a [`DmaGuard`]: addresses are the device's, permissions are checked, and what is blocked is reported by
+/// the IOMMU.
 pub struct DmaMemory<M: PhysicalMemory> {
     physical: M::T,
     port: Arc<Port<M>>,
@@ -121,7 +151,7 @@ impl<M: PhysicalMemory> DmaMemory<M> {
     /// (the rest of the page, however large). `None` if the access is blocked, which is then reported.
     #[inline]
     pub fn translate(&self, address: GuestAddress, access: Access) -> Option<(GuestAddress, u64)> {
-        let leaf = match self.port.source.cached(address.0, access) {
+        let leaf = match self.port.cache.get(address.0, access) {
             Some(leaf) => leaf,
             None => self.walk(address.0, access)?,
         };
@@ -132,9 +162,7 @@ impl<M: PhysicalMemory> DmaMemory<M> {
 
     #[cold]
     fn walk(&self, address: u64, access: Access) -> Option<Leaf> {
-        self.port
-            .unit
-            .walk(&self.port.source, &self.physical, address, access)
+        self.port.translator.walk(&self.physical, address, access)
     }
 
     /// As [`Self::translate`], for whatever combination of accesses.

@@ -1,17 +1,14 @@
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
-use crate::{
-    spec::invalidation::Pages,
-    vtd::walk::{Access, Leaf},
-};
+use super::{Access, Leaf};
 
 const SMALL_SLOTS: usize = 512;
 const LARGE_SLOTS: usize = 64;
 const SMALL_SHIFT: u32 = 12;
 const LARGE_SHIFT: u32 = 21;
 
-/// The IOTLB of one source: direct-mapped, one part for 4 KiB pages and one for larger ones, which it holds at the granularity of
-/// 2 MiB. Any number of threads look up, without a lock; whoever changes it holds the source's lock.
+/// The IOTLB of one device: direct-mapped, one part for 4 KiB pages and one for larger ones, which it holds at the granularity of
+/// 2 MiB. Any number of threads look up, without a lock; whoever changes it holds the cache's lock.
 #[derive(Debug)]
 pub(super) struct Iotlb {
     small: Box<[Slot]>,
@@ -62,15 +59,15 @@ impl Slot {
             .store(sequence.wrapping_add(2), Ordering::Release);
     }
 
-    /// Empties the slot if its page, which `shift` places in the input addresses, overlaps `pages`.
-    fn invalidate(&self, shift: u32, pages: Pages) {
+    /// Empties the slot if its page, which `shift` places in the input addresses, overlaps `from..=to`.
+    fn invalidate(&self, shift: u32, (from, to): (u64, u64)) {
         let tag = self.tag.load(Ordering::Relaxed);
         if tag == EMPTY {
             return;
         }
         let size = 1 << unpack(self.page.load(Ordering::Relaxed)).shift;
         let first = (tag << shift) & !(size - 1);
-        if first <= pages.last() && pages.address <= first | (size - 1) {
+        if first <= to && from <= first | (size - 1) {
             self.set(EMPTY, 0);
         }
     }
@@ -124,7 +121,7 @@ impl Iotlb {
             .filter(|leaf| leaf.allows(access))
     }
 
-    /// Caches the page of `address`. Only under the source's lock.
+    /// Caches the page of `address`. Only under the cache's lock.
     pub fn insert(&self, address: u64, leaf: Leaf) {
         let (slots, shift) = if leaf.shift < LARGE_SHIFT {
             (&self.small, SMALL_SHIFT)
@@ -137,23 +134,21 @@ impl Iotlb {
         }
     }
 
-    /// Drops every page that overlaps `pages`. Only under the source's lock.
-    pub fn invalidate(&self, pages: Pages) {
-        const PROBES: u8 = 6;
-        if pages.order <= PROBES {
-            let first = pages.address >> SMALL_SHIFT;
-            for tag in first..first + (1 << pages.order) {
-                if let Some(slot) = slot(&self.small, tag) {
-                    slot.invalidate(SMALL_SHIFT, pages);
-                }
+    /// Drops every page that overlaps `first..=last`. Only under the cache's lock.
+    pub fn invalidate(&self, first: u64, last: u64) {
+        const PROBES: u64 = 64;
+        let (from, to) = (first >> SMALL_SHIFT, last >> SMALL_SHIFT);
+        if to.saturating_sub(from) < PROBES {
+            for slot in (from..=to).filter_map(|tag| slot(&self.small, tag)) {
+                slot.invalidate(SMALL_SHIFT, (first, last));
             }
         } else {
             for slot in &self.small {
-                slot.invalidate(SMALL_SHIFT, pages);
+                slot.invalidate(SMALL_SHIFT, (first, last));
             }
         }
         for slot in &self.large {
-            slot.invalidate(LARGE_SHIFT, pages);
+            slot.invalidate(LARGE_SHIFT, (first, last));
         }
     }
 }

@@ -1,28 +1,28 @@
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pio_mmio_bus::pci::RequesterId;
 use vm_memory::GuestMemory;
 
-use super::{Lane, iotlb::Iotlb};
+use super::{
+    Capabilities,
+    invalidation::Invalidation,
+    walk::{self, Context, RootTable},
+};
 use crate::{
+    dma::{Access, Cache, Leaf},
     spec::{
         fault::FaultReason,
         invalidation::{ContextScope, IotlbScope, Pages, PasidScope},
-    },
-    vtd::{
-        Capabilities,
-        invalidation::Invalidation,
-        walk::{self, Access, Context, Leaf, RootTable},
     },
 };
 
 /// A requester, with a PASID or without: its entry of the context- or PASID-cache and its IOTLB.
 ///
-/// Hits take no lock. A miss walks under the source's lock, and so does an invalidation drop what is cached: a walk that read an
+/// A miss walks under the source's lock, and so does an invalidation drop what is cached: a walk that read an
 /// entry before it changed is in the cache before the invalidation comes, and goes with it.
 #[derive(Debug)]
-pub(crate) struct Source {
-    iotlb: Iotlb,
+pub(super) struct Source {
+    cache: Arc<Cache>,
     inner: Mutex<Inner>,
 }
 
@@ -31,12 +31,11 @@ struct Inner {
     requester: RequesterId,
     pasid: Option<u32>,
     context: Option<Context>,
-    lanes: Vec<Weak<Lane>>,
 }
 
 /// A request that was blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Blocked {
+pub(super) struct Blocked {
     pub requester: RequesterId,
     pub pasid: Option<u32>,
     pub reason: FaultReason,
@@ -47,12 +46,11 @@ pub(crate) struct Blocked {
 impl Source {
     pub fn new(requester: RequesterId, pasid: Option<u32>) -> Self {
         Self {
-            iotlb: Iotlb::new(),
+            cache: Arc::new(Cache::new()),
             inner: Mutex::new(Inner {
                 requester,
                 pasid,
                 context: None,
-                lanes: Vec::new(),
             }),
         }
     }
@@ -61,13 +59,9 @@ impl Source {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds a lane for the guards of a view.
-    pub fn add_lane(&self) -> Arc<Lane> {
-        let lane = Arc::new(Lane::default());
-        let lanes = &mut self.lock().lanes;
-        lanes.retain(|lane| lane.strong_count() > 0);
-        lanes.push(Arc::downgrade(&lane));
-        lane
+    /// What is cached of its translations.
+    pub fn cache(&self) -> &Arc<Cache> {
+        &self.cache
     }
 
     /// The requester ID changed (the guest renumbered a bus): what was cached belongs to nobody.
@@ -75,12 +69,6 @@ impl Source {
         let mut inner = self.lock();
         inner.requester = requester;
         self.forget(&mut inner);
-    }
-
-    /// The page of `address` if it is cached and allows `access`.
-    #[inline]
-    pub fn cached(&self, address: u64, access: Access) -> Option<Leaf> {
-        self.iotlb.get(address, access)
     }
 
     /// Walks to the page of `address` and caches it. `root` tells the root table, or none if translation is off.
@@ -94,8 +82,8 @@ impl Source {
     ) -> Result<Leaf, Option<Blocked>> {
         let mut inner = self.lock();
         let Some(root) = root() else {
-            let leaf = walk::bypass(address).ok_or(None)?;
-            self.iotlb.insert(address, leaf);
+            let leaf = Leaf::bypass(address).ok_or(None)?;
+            self.cache.insert(address, leaf);
             return Ok(leaf);
         };
         let (requester, pasid) = (inner.requester, inner.pasid);
@@ -118,7 +106,7 @@ impl Source {
         };
         let leaf = walk::translate(memory, capabilities, &context, address, access)
             .map_err(|reason| blocked(reason, context.quiet))?;
-        self.iotlb.insert(address, leaf);
+        self.cache.insert(address, leaf);
         Ok(leaf)
     }
 
@@ -168,7 +156,7 @@ impl Source {
                     } else {
                         pages
                     };
-                    self.drop_pages(&inner, pages);
+                    self.drop_pages(pages);
                 }
             }
             Invalidation::PasidIotlb {
@@ -179,26 +167,18 @@ impl Source {
                 let covered =
                     |context: Context| context.domain == domain && context.pasid == Some(pasid);
                 if inner.context.is_some_and(covered) {
-                    self.drop_pages(&inner, pages.unwrap_or(Pages::ALL));
+                    self.drop_pages(pages.unwrap_or(Pages::ALL));
                 }
             }
         }
     }
 
-    /// The lanes of this source's views.
-    pub fn lanes(&self) -> Vec<Arc<Lane>> {
-        self.lock().lanes.iter().filter_map(Weak::upgrade).collect()
-    }
-
     fn forget(&self, inner: &mut Inner) {
         inner.context = None;
-        self.drop_pages(inner, Pages::ALL);
+        self.drop_pages(Pages::ALL);
     }
 
-    fn drop_pages(&self, inner: &Inner, pages: Pages) {
-        self.iotlb.invalidate(pages);
-        for lane in inner.lanes.iter().filter_map(Weak::upgrade) {
-            lane.soil();
-        }
+    fn drop_pages(&self, pages: Pages) {
+        self.cache.invalidate(pages.address, pages.last());
     }
 }
