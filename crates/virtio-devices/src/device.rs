@@ -7,6 +7,8 @@ use vmm_sys_util::eventfd::EventFd;
 use vring::{Features, InFlightRegion, Queue, QueueConfig, QueueState, StartError};
 
 use crate::console::{ConsoleError, ConsoleState};
+#[cfg(feature = "iommu")]
+use crate::iommu::{IommuError, IommuState};
 use crate::net::{NetError, NetState};
 use crate::worker::WorkerError;
 
@@ -64,6 +66,9 @@ pub enum DeviceState {
     Net(NetState),
     /// A console's.
     Console(ConsoleState),
+    /// An IOMMU's.
+    #[cfg(feature = "iommu")]
+    Iommu(IommuState),
 }
 
 /// Why a device refused a saved state.
@@ -79,6 +84,10 @@ pub enum DeviceStateError {
     /// A console's reason.
     #[error(transparent)]
     Console(#[from] ConsoleError),
+    /// An IOMMU's reason.
+    #[cfg(feature = "iommu")]
+    #[error(transparent)]
+    Iommu(#[from] IommuError),
 }
 
 /// Raises the used-buffer interrupt of one queue.

@@ -5,6 +5,8 @@ mod config;
 pub mod console;
 mod device;
 mod dma;
+#[cfg(feature = "iommu")]
+pub mod iommu;
 pub mod net;
 pub mod rng;
 mod serve;
