@@ -8,7 +8,7 @@ mount -t devtmpfs dev /dev
 for module in $(cat /modules/order); do
     insmod "/modules/$module" || echo "guest: cannot load $module"
 done
-mkdir /root
+mkdir -p /root
 mount -t ext4 /dev/vda /root || echo "guest: mount: FAILED"
 for folder in proc sys dev; do
     mount --move /$folder /root/$folder

@@ -1,5 +1,6 @@
-# Runs with its root on a vhost-user disk. Four writers write files of known contents, each written and synchronized before it is
-# acknowledged here, while the disk's backend is killed and started again; then all that was acknowledged is read back from the disk.
+# Runs with its root on a vhost-user disk. fio verifies what it writes there. Then four writers write files of known contents, each
+# written and synchronized before it is acknowledged here, while the disk's backend is killed and started again; then all that was
+# acknowledged is read back from the disk.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t tmpfs tmp /tmp
@@ -10,6 +11,17 @@ ip addr add 192.168.78.1/24 dev eth0
 ip link set eth0 up
 ping -q -c 3 -W 1 192.168.78.2 >/dev/null 2>&1
 echo "guest: frames: $(cat /sys/class/net/eth0/statistics/tx_packets) $(cat /sys/class/net/eth0/statistics/rx_packets)"
+
+# Random writes, each read back and compared.
+fio --name=verify --filename=/fio --size=16M --rw=randrw --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
+    --verify=crc32c --verify_fatal=1 --thread --eta=never --output=/tmp/fio.log
+status=$?
+if [ $status = 0 ] && grep -q 'err= 0' /tmp/fio.log; then
+    echo "guest: fio: ok"
+else
+    echo "guest: fio: FAILED, status $status"
+    cat /tmp/fio.log
+fi
 
 writer() {
     for number in $(seq 1 "$2"); do
