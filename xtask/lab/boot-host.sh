@@ -2,6 +2,7 @@
 # left on the disk and sent over the network, one `host: WHAT: RESULT` line each.
 #
 # VMM      the VMM's command line; its standard output is the guest's serial port
+# BACKENDS command lines, one a line, of what serves its vhost-user devices, at sockets WORK/*.sock
 # DISK     the disk image to make
 # TAP      the network interface to make
 # BUSYBOX  a busybox with tunctl, ip, httpd and nc
@@ -21,10 +22,11 @@ check() { # check WHAT COMMAND…
     fi
 }
 clean_up() {
-    kill "$httpd" "$nc" 2>/dev/null
+    # shellcheck disable=SC2086 # words
+    kill "$httpd" "$nc" $backends 2>/dev/null
     "$BUSYBOX" tunctl -d "$TAP" >/dev/null
 }
-httpd='' nc=''
+httpd='' nc='' backends=''
 trap clean_up EXIT
 
 mkdir -p "$WORK/root" "$WORK/www"
@@ -42,6 +44,24 @@ httpd=$!
 mkfifo "$WORK/silent" # nc answers the end of its input with the end of the connection
 "$BUSYBOX" nc -l -p 9000 <>"$WORK/silent" >"$WORK/uploaded" &
 nc=$!
+
+while IFS= read -r backend; do
+    [ -n "$backend" ] || continue
+    sh -c "exec $backend" &
+    backends="$backends $!"
+done <<EOF
+$BACKENDS
+EOF
+listening() {
+    # shellcheck disable=SC2086 # words
+    set -- $backends
+    for _ in $(seq 100); do
+        [ "$(find "$WORK" -name '*.sock' | wc -l)" = $# ] && return 0
+        sleep 0.1
+    done
+    return 1
+}
+[ -z "$backends" ] || check "the backends listen" listening
 
 # KVM's own counts, of exits to user space by reason and of MMIO writes (kicks among them) outside
 # the APIC's page by address. Setting a trigger anew starts at 0.

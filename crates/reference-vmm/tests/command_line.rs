@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::fs;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::thread;
 
 fn vmm(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_reference-vmm"))
@@ -46,6 +48,7 @@ fn help_names_every_option_and_status() {
         "--memory",
         "--disk",
         "--net",
+        "--vhost-user",
         "--console",
         "--transport",
         "--iommu",
@@ -106,6 +109,39 @@ fn disk_in_another_format() {
 }
 
 #[test]
+fn vhost_user_backends_that_are_missing_or_no_backends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (kernel, socket) = (path("kernel"), path("socket"));
+    fs::write(&kernel, b"").unwrap();
+    let blk = format!("blk={socket}");
+    let run = ["run", "--kernel", &kernel, "--vhost-user", &blk];
+    let (status, message) = failure(&run);
+    assert_eq!(status, Some(1));
+    let wanted = format!("cannot connect to the vhost-user backend at {socket}: No such file");
+    assert!(message.contains(&wanted), "{message}");
+    // Somebody listens, and hangs up.
+    if !has_kvm() {
+        return;
+    }
+    let listener = UnixListener::bind(&socket).unwrap();
+    let (status, message) = failure(&[&run[..], &["--iommu", "vtd"]].concat());
+    assert_eq!(status, Some(1));
+    assert!(message.contains("behind an IOMMU"), "{message}");
+    let server = thread::spawn(move || {
+        // The one before, and this one.
+        for _ in 0..2 {
+            drop(listener.accept());
+        }
+    });
+    let (status, message) = failure(&run);
+    server.join().unwrap();
+    assert_eq!(status, Some(1));
+    let wanted = format!("the vhost-user backend at {socket}: ");
+    assert!(message.contains(&wanted), "{message}");
+}
+
+#[test]
 fn wrong_arguments_have_a_status_of_their_own() {
     for wrong in [
         &["run"][..],
@@ -117,6 +153,8 @@ fn wrong_arguments_have_a_status_of_their_own() {
         &["run", "--kernel", "k", "--net", "bridge=br0"],
         &["run", "--kernel", "k", "--net", "mac=02:00:00:00:00:01"],
         &["run", "--kernel", "k", "--net", "tap=t,mac=nonsense"],
+        &["run", "--kernel", "k", "--vhost-user", "blk="],
+        &["run", "--kernel", "k", "--vhost-user", "scsi=socket"],
         &["run", "--kernel", "k", "--console", "stdin"],
         &["run", "--kernel", "k", "--transport", "isa"],
         &["run", "--kernel", "k", "--iommu", "amd"],

@@ -3,6 +3,7 @@
 
 mod driver;
 
+use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -228,4 +229,46 @@ fn a_second_frontend_waits_for_the_first() {
     drop(device);
     second_served.join().unwrap().unwrap();
     wait_until("the disk is let go", || Arc::strong_count(&backend) == 1);
+}
+
+/// A backend that answers requests for features, and takes all others.
+fn answers(features: u64, protocol_features: u64) -> UnixStream {
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    thread::spawn(move || {
+        // Request, flags and length (vhost-user, "Message Specification").
+        let mut header = [0; 12];
+        while theirs.read_exact(&mut header).is_ok() {
+            let mut payload = vec![0; header[8].into()];
+            theirs.read_exact(&mut payload).unwrap();
+            let answer = match header[0] {
+                1 => features,
+                15 => protocol_features,
+                _ => continue,
+            };
+            let header = [header[0].into(), 0b101, 8].map(u32::to_ne_bytes).concat();
+            theirs
+                .write_all(&[header, answer.to_ne_bytes().to_vec()].concat())
+                .unwrap();
+        }
+    });
+    ours
+}
+
+#[test]
+fn backends_that_offer_too_little_are_refused() {
+    const PROTOCOL_FEATURES: u64 = 1 << 30;
+    let refusal = |features, protocol_features| {
+        let stream = answers(features, protocol_features);
+        let worker = Worker::spawn("relay").unwrap();
+        let options = options(DeviceType::BLOCK, 1);
+        VhostUserFrontend::<Memory>::new(stream, worker, options).err()
+    };
+    for features in [VERSION_1, PROTOCOL_FEATURES] {
+        let error = refusal(features, 0);
+        assert!(matches!(error, Some(FrontendError::Features(offered)) if offered == features));
+    }
+    let error = refusal(VERSION_1 | PROTOCOL_FEATURES, 0);
+    assert!(matches!(error, Some(FrontendError::NoConfig)));
+    const CONFIG: u64 = 1 << 9;
+    assert!(refusal(VERSION_1 | PROTOCOL_FEATURES, CONFIG).is_none());
 }

@@ -25,6 +25,9 @@ pub const STEPS: &[(&str, Run)] = &[
     ("boot, mmio", |session| {
         boots(session, &["--transport", "mmio"])
     }),
+    ("boot, vhost-user", |session| {
+        boots(session, &["--vhost-user"])
+    }),
     ("boot, kernel 6.1", |session| {
         boots(session, &["--kernel", "6.1"])
     }),

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 use virtio_devices::net::MacAddress;
 
 use super::size;
+use super::vhost_user::{self, VhostUserArg};
 use crate::machine::{Iommu, Transport, VtdOptions};
 
 /// Runs virtual machines on KVM.
@@ -76,6 +77,10 @@ pub(super) struct RunArgs {
     /// Tap interface of the host, as a virtio network device; made if it does not exist. May be repeated
     #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", value_parser = net)]
     pub(super) nets: Vec<NetArg>,
+
+    /// Device that a vhost-user backend serves, which listens at the socket. May be repeated
+    #[arg(long, value_name = "blk=SOCKET|net=SOCKET", value_parser = vhost_user::parse)]
+    pub(super) vhost_user: Vec<VhostUserArg>,
 
     /// Virtio console (hvc0 in Linux): on the terminal, or printing to a file
     #[arg(long, value_name = "stdio|file=FILE", value_parser = console)]

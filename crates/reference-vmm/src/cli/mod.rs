@@ -6,6 +6,7 @@ mod report;
 mod run;
 mod size;
 mod terminal;
+mod vhost_user;
 mod watch;
 
 use std::io::Write;

@@ -13,7 +13,7 @@ use super::watch::{Keyboard, Watch};
 use crate::boot::{Image, Linux, Payload};
 use crate::machine::disk::Disk;
 use crate::machine::stop::Stop;
-use crate::machine::{Config, Machine, Nic, Peripherals};
+use crate::machine::{Config, Machine, Nic, Peripherals, VhostUser};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -119,6 +119,11 @@ impl Kept {
             .iter()
             .map(|disk| Disk::open(&disk.path, disk.read_only))
             .collect::<Result<_, _>>()?;
+        let vhost_user = args
+            .vhost_user
+            .iter()
+            .map(|arg| VhostUser::connect(arg.kind, &arg.socket))
+            .collect::<Result<_, _>>()?;
         let output = self.console.as_ref().map(File::try_clone).transpose()?;
         let mut console = output.map(|file| Port::console().output(file));
         let mut keys = None;
@@ -135,6 +140,7 @@ impl Kept {
             peripherals: Peripherals {
                 disks,
                 nics: self.nics.clone(),
+                vhost_user,
                 console,
             },
             transport: args.transport.into(),

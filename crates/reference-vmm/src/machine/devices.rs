@@ -13,6 +13,7 @@ use virtio_devices::{DmaView, Worker};
 use super::MachineError;
 use super::board::Motherboard;
 use super::disk::Disk;
+use super::vhost_user::VhostUser;
 use super::virtio::{AttachError, Transport, Views, VirtioDevices};
 use crate::acpi::VirtioMmioSlot;
 
@@ -32,6 +33,8 @@ pub struct Peripherals {
     pub disks: Vec<Disk>,
     /// Network devices.
     pub nics: Vec<Nic>,
+    /// Devices that other processes serve. They see the guest's memory.
+    pub vhost_user: Vec<VhostUser>,
     /// The port of a console.
     pub console: Option<Port>,
 }
@@ -42,9 +45,11 @@ impl Peripherals {
         let Self {
             disks,
             nics,
+            vhost_user,
             console,
         } = self;
-        let count = disks.len() + nics.len() + usize::from(console.is_some()) + 1;
+        let console = usize::from(console.is_some());
+        let count = disks.len() + nics.len() + vhost_user.len() + console + 1;
         u8::try_from(count).unwrap_or(u8::MAX)
     }
 }
@@ -73,6 +78,7 @@ impl<A: DmaView> Devices<A> {
         let Peripherals {
             disks,
             nics,
+            vhost_user,
             console,
         } = peripherals;
         let mut blocks = Vec::new();
@@ -100,6 +106,11 @@ impl<A: DmaView> Devices<A> {
                     source,
                 })?;
             virtio.attach(&name, device, board)?;
+        }
+        for (backend, number) in vhost_user.into_iter().zip(0u32..) {
+            let name = format!("vhost-user{number}");
+            let device = backend.device(worker(&name)?)?;
+            virtio.attach(&name, Arc::new(device), board)?;
         }
         // What is slow anyway shares a thread.
         let slow = worker("slow")?;

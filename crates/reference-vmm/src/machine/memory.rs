@@ -1,18 +1,43 @@
+use std::fs::File;
+use std::io;
 use std::sync::Arc;
 
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use rustix::fs::{MemfdFlags, memfd_create};
+use vm_memory::{FileOffset, GuestMemoryMmap};
 
 use super::layout::Layout;
 
 /// The RAM of a machine, as its devices see it.
 pub type Memory = Arc<GuestMemoryMmap>;
 
-/// Maps RAM for `layout`: anonymous, private and not populated, so that it costs what the guest touches.
-pub(super) fn map(layout: &Layout) -> Result<Memory, vm_memory::mmap::FromRangesError> {
-    let ranges: Vec<(GuestAddress, usize)> = layout
-        .ram()
-        .into_iter()
-        .map(|(start, size)| (start, usize::try_from(size).unwrap_or(usize::MAX)))
-        .collect();
-    GuestMemoryMmap::from_ranges(&ranges).map(Arc::new)
+/// Why RAM could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// There is no file to share it by.
+    #[error("cannot make a file of the guest's memory: {0}")]
+    File(#[from] io::Error),
+    /// It could not be mapped.
+    #[error("cannot map the guest's memory: {0}")]
+    Map(#[from] vm_memory::mmap::FromRangesError),
+}
+
+/// Maps RAM for `layout`, not populated, so that it costs what the guest touches: private, or `shared` by a file for other processes to map.
+pub(super) fn map(layout: &Layout, shared: bool) -> Result<Memory, MemoryError> {
+    let ram = layout.ram();
+    let file = if shared {
+        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+        file.set_len(ram.iter().map(|(_, size)| size).sum())?;
+        Some(Arc::new(file))
+    } else {
+        None
+    };
+    let mut offset = 0;
+    let ranges = ram.into_iter().map(|(start, size)| {
+        let place = file
+            .as_ref()
+            .map(|file| FileOffset::from_arc(Arc::clone(file), offset));
+        offset += size;
+        (start, usize::try_from(size).unwrap_or(usize::MAX), place)
+    });
+    Ok(GuestMemoryMmap::from_ranges_with_files(ranges.collect::<Vec<_>>()).map(Arc::new)?)
 }

@@ -7,6 +7,7 @@ mod iommu;
 pub mod layout;
 mod memory;
 pub mod stop;
+mod vhost_user;
 mod virtio;
 
 use std::io::{self, Write};
@@ -19,7 +20,8 @@ use vm_memory::GuestAddress;
 
 pub use devices::{Nic, Peripherals};
 pub use iommu::{Iommu, IommuError, VtdOptions};
-pub use memory::Memory;
+pub use memory::{Memory, MemoryError};
+pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
 
 use crate::acpi::{self, Board};
@@ -71,8 +73,8 @@ pub enum MachineError {
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// RAM could not be mapped.
-    #[error("cannot map the guest's memory: {0}")]
-    Memory(#[from] vm_memory::mmap::FromRangesError),
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -91,6 +93,9 @@ pub enum MachineError {
     /// The interrupt controller.
     #[error(transparent)]
     Controller(#[from] ControllerError),
+    /// A device that another process serves.
+    #[error(transparent)]
+    VhostUser(#[from] VhostUserError),
     /// The kernel.
     #[error(transparent)]
     Boot(#[from] BootError),
@@ -143,7 +148,11 @@ impl Machine {
         if config.transport == Transport::PciPorts {
             layout = layout.with_last_pci_bus(config.peripherals.devices());
         }
-        let memory = memory::map(&layout)?;
+        let shared = !config.peripherals.vhost_user.is_empty();
+        if shared && config.iommu.is_some() {
+            return Err(VhostUserError::Iommu.into());
+        }
+        let memory = memory::map(&layout, shared)?;
         let irqchip = match config.iommu {
             None => Irqchip::Full,
             Some(Iommu::Vtd(_)) => Irqchip::Split,

@@ -2,15 +2,44 @@
 
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::{BootArgs, Guest, TAP, Transport, Vmm};
 use crate::workspace;
+
+/// The command lines of what serves the guest's disk and network, at `disk.sock` and `net.sock` in `work`.
+pub fn backends(work: &Path, disk: &Path) -> Result<[Vec<String>; 2]> {
+    let socket = |name: &str| work.join(name).to_string_lossy().into_owned();
+    let program = workspace::target()?.join("release/vring-vhost");
+    let image = disk.to_string_lossy();
+    let of_disk = [
+        "qemu-storage-daemon",
+        "--blockdev",
+        &format!("driver=file,node-name=disk,filename={image}"),
+        "--export",
+        &format!(
+            "vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path={}",
+            socket("disk.sock")
+        ),
+    ]
+    .map(str::to_owned);
+    let of_net = [
+        &program.to_string_lossy(),
+        "net",
+        "--tap",
+        TAP,
+        "--socket",
+        &socket("net.sock"),
+    ]
+    .map(str::to_owned);
+    Ok([of_disk.into(), of_net.into()])
+}
 
 /// The command line that runs `guest` with this disk, in the VMM and as `args` say.
 pub fn command_line(
     args: &BootArgs,
     guest: &Guest,
+    work: &Path,
     disk: &Path,
     results: &Path,
 ) -> Result<Vec<String>> {
@@ -38,11 +67,7 @@ pub fn command_line(
             &cpus,
             "--memory",
             "256M",
-            "--disk",
-            &text(disk),
             "--no-reboot",
-            "--net",
-            &format!("tap={TAP}"),
             "--console",
             &format!("file={}", text(&console)),
             "--transport",
@@ -52,11 +77,22 @@ pub fn command_line(
                 Transport::Mmio => "mmio",
             },
         ]);
+        if args.vhost_user {
+            let backend = |kind: &str, name: &str| format!("{kind}={}", text(&work.join(name)));
+            add(&["--vhost-user", &backend("blk", "disk.sock")]);
+            add(&["--vhost-user", &backend("net", "net.sock")]);
+        } else {
+            add(&["--disk", &text(disk), "--net", &format!("tap={TAP}")]);
+        }
         for report in ["exits.txt", "exits.json", "exits.svg"] {
             add(&["--report", &text(&results.join(report))]);
         }
         return Ok(words);
     }
+    ensure!(
+        !args.vhost_user,
+        "only reference-vmm is told to use vhost-user"
+    );
     let machine = if args.vmm == Vmm::Q35 {
         "q35"
     } else {

@@ -16,12 +16,12 @@ use clap::{Args, ValueEnum};
 
 use super::host::{Finished, Host};
 use super::kernel::{Kernel, Series};
-use super::{debian, initramfs};
+use super::{debian, initramfs, vhost};
 use crate::process::{self, quoted};
 use crate::progress::Progress;
 use crate::workspace;
 use attempts::{GuestDied, attempts};
-use command_line::command_line;
+use command_line::{backends, command_line};
 pub use measured::Measured;
 
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
@@ -93,6 +93,9 @@ pub struct BootArgs {
     /// Start the uncompressed ELF kernel through PVH instead of the bzImage
     #[arg(long)]
     pub elf: bool,
+    /// Let other processes serve the disk (qemu-storage-daemon) and the network (vring-vhost), over vhost-user
+    #[arg(long)]
+    pub vhost_user: bool,
     /// The VMM: ours, or QEMU as a machine to compare with
     #[arg(long, value_enum, default_value_t = Vmm::Reference)]
     pub vmm: Vmm,
@@ -276,6 +279,11 @@ impl Guest {
             kernel.image
         };
         debian::ensure_program("mkfs.ext4", &["e2fsprogs"], false)?;
+        if args.vhost_user {
+            progress.step("building vring-vhost");
+            debian::ensure_program("qemu-storage-daemon", &["qemu-utils"], true)?;
+            vhost::backend::build()?;
+        }
         if args.vmm == Vmm::Reference {
             progress.step("building reference-vmm");
             let mut build = workspace::cargo()?;
@@ -297,11 +305,16 @@ impl Guest {
         busybox: &Path,
     ) -> Result<String> {
         let disk = work.join("disk.img");
-        let vmm = command_line(args, self, &disk, results)?;
-        let vmm: Vec<String> = vmm.iter().map(|word| quoted(word)).collect();
+        let vmm = shell(&command_line(args, self, work, &disk, results)?);
+        let backends = if args.vhost_user {
+            backends(work, &disk)?.map(|words| shell(&words)).join("\n")
+        } else {
+            String::new()
+        };
         let mut script = String::new();
         for (name, value) in [
-            ("VMM", vmm.join(" ").into()),
+            ("VMM", vmm.into()),
+            ("BACKENDS", backends.into()),
             ("DISK", disk.to_string_lossy()),
             ("TAP", TAP.into()),
             ("BUSYBOX", busybox.to_string_lossy()),
@@ -313,6 +326,12 @@ impl Guest {
         }
         Ok(script + HOST_SCRIPT)
     }
+}
+
+/// A command line for a shell.
+fn shell(words: &[String]) -> String {
+    let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
+    words.join(" ")
 }
 
 /// Builds the guest's benchmark: by `rustc` itself, since cargo would build all that xtask depends on for another target.

@@ -65,8 +65,13 @@ pub enum FrontendError {
     #[error("backend: {0}")]
     Backend(#[from] vhost::Error),
     /// The backend offers a legacy device, or no protocol features.
-    #[error("the backend offers only features {0:#x}")]
+    #[error(
+        "the backend offers features {0:#x} only: VERSION_1 (bit 32) and PROTOCOL_FEATURES (bit 30) are needed"
+    )]
     Features(u64),
+    /// The backend does not tell the configuration space, without which a block device has no size.
+    #[error("the backend does not offer the protocol feature CONFIG, which a block device needs")]
+    NoConfig,
     /// The backend has fewer queues.
     #[error("{wanted} queues of a backend that has {present}")]
     Queues {
@@ -131,6 +136,12 @@ impl<M: DmaView> VhostUserFrontend<M> {
         }
         let protocol = frontend.get_protocol_features()? & PROTOCOL;
         frontend.set_protocol_features(protocol)?;
+        if options.device_type == DeviceType::BLOCK
+            && !protocol.contains(VhostUserProtocolFeatures::CONFIG)
+            && options.config.is_empty()
+        {
+            return Err(FrontendError::NoConfig);
+        }
         if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
             frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         }
@@ -265,31 +276,31 @@ impl<M: DmaView> VirtioDevice<M> for VhostUserFrontend<M> {
             return crate::config::read_config(&self.options.config, offset, data);
         }
         data.fill(0);
-        let Some((offset, size)) = config_range(offset, data.len()) else {
+        let Some((offset, size)) = config_range(self.options.device_type, offset, data.len())
+        else {
             return;
         };
-        let Some(data) = data.get_mut(..usize::try_from(size).unwrap_or(0)) else {
-            return;
-        };
+        // From the beginning: qemu-storage-daemon takes no notice of the offset.
+        let (start, end) = (to_usize(offset), offset.saturating_add(size));
         let flags = VhostUserConfigFlags::empty();
-        let zeros = vec![0; data.len()];
-        match self
-            .frontend
-            .clone()
-            .get_config(offset, size, flags, &zeros)
-        {
-            Ok((_, bytes)) => data.iter_mut().zip(bytes).for_each(|(to, from)| *to = from),
+        let zeros = vec![0; to_usize(end)];
+        match self.frontend.clone().get_config(0, end, flags, &zeros) {
+            Ok((_, bytes)) => {
+                let bytes = bytes.iter().skip(start);
+                data.iter_mut()
+                    .zip(bytes)
+                    .for_each(|(to, from)| *to = *from);
+            }
             Err(error) => self.lost(&error),
         }
     }
 
     fn write_config(&self, offset: u64, data: &[u8]) {
-        let Some((offset, size)) = config_range(offset, data.len()) else {
+        let Some((offset, size)) = config_range(self.options.device_type, offset, data.len())
+        else {
             return;
         };
-        let data = data
-            .get(..usize::try_from(size).unwrap_or(0))
-            .unwrap_or_default();
+        let data = data.get(..to_usize(size)).unwrap_or_default();
         if self.protocol.contains(VhostUserProtocolFeatures::CONFIG) {
             let flags = VhostUserConfigFlags::empty();
             if let Err(error) = self.frontend.clone().set_config(offset, flags, data) {
@@ -372,12 +383,25 @@ impl<M: DmaView> VirtioDevice<M> for VhostUserFrontend<M> {
     }
 }
 
-/// The part of a range of the configuration space that the protocol can name; `None` if nothing is left.
-fn config_range(offset: u64, len: usize) -> Option<(u32, u32)> {
+/// The part of a range of the configuration space that the backend has; `None` if nothing is left.
+///
+/// It must not be asked for more: a refusal is an answer that the library waits for in vain.
+fn config_range(device_type: DeviceType, offset: u64, len: usize) -> Option<(u32, u32)> {
+    let present = match device_type {
+        // Up to max_virtqueue_pairs and mtu (§5.1.4), and up to write_zeroes_may_unmap and what pads it (§5.2.4).
+        DeviceType::NET => 12,
+        DeviceType::BLOCK => 60,
+        _ => VHOST_USER_CONFIG_SIZE,
+    };
     let offset = u32::try_from(offset).ok()?;
-    let room = VHOST_USER_CONFIG_SIZE.checked_sub(offset)?;
+    let room = present.checked_sub(offset)?;
     let size = u32::try_from(len).unwrap_or(u32::MAX).min(room);
     (size != 0).then_some((offset, size))
+}
+
+/// Fits: the configuration space has 256 bytes.
+fn to_usize(len: u32) -> usize {
+    usize::try_from(len).unwrap_or(usize::MAX)
 }
 
 /// The state of a queue that stopped with nothing in flight.
