@@ -8,6 +8,8 @@ use anyhow::Result;
 
 use super::summary::Counts;
 use super::{Outcome, Run, Session};
+use crate::lab::debian;
+use crate::lab::host::ensure_qemu;
 use crate::process;
 use crate::workspace::{self, Package, Target};
 
@@ -28,6 +30,9 @@ pub const STEPS: &[(&str, Run)] = &[
     ("licences and duplicates", deny),
 ];
 
+/// The features of the programs that come with the libraries.
+const PROGRAMS: &str = "vring-virtio-devices/bin";
+
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn cargo(args: &[&str]) -> Result<Command> {
@@ -39,7 +44,11 @@ fn cargo(args: &[&str]) -> Result<Command> {
 /// What the tests compare with is there, so that none of them has to be left out.
 fn tools(session: &Session) -> Result<Outcome> {
     session.progress.note("installing what is missing");
-    match crate::lab::host::ensure_qemu() {
+    let installed = ensure_qemu().and_then(|()| {
+        let packages = ["qemu-utils"];
+        debian::ensure_program("qemu-storage-daemon", &packages, true)
+    });
+    match installed {
         Ok(()) => Ok(Outcome::passed()),
         Err(error) if session.on_ci => Err(error),
         Err(error) => Ok(Outcome::skipped(&format!("{error:#}"))),
@@ -55,6 +64,8 @@ fn clippy(session: &Session) -> Result<Outcome> {
         "clippy",
         "--locked",
         "--workspace",
+        "--features",
+        PROGRAMS,
         "--all-targets",
         "--",
         "-D",
@@ -68,6 +79,8 @@ fn tests_debug(session: &Session) -> Result<Outcome> {
         "test",
         "--locked",
         "--workspace",
+        "--features",
+        PROGRAMS,
         "--no-fail-fast",
         "--",
         "--show-output",
@@ -80,6 +93,8 @@ fn tests_release(session: &Session) -> Result<Outcome> {
         "test",
         "--locked",
         "--workspace",
+        "--features",
+        PROGRAMS,
         "--release",
         "--no-fail-fast",
         "--",

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use virtio_devices::Worker;
 use virtio_devices::block::{Block, BlockOptions, FileDisk, NullDisk};
-use virtio_devices::net::{Cable, MacAddress, Net, NetBackend, Tap};
+use virtio_devices::net::{Cable, FloodNet, MacAddress, Net, NetBackend, Tap};
 use virtio_devices::transport::vhost_user::VhostUserBackend;
 
 use crate::activation;
@@ -93,6 +93,9 @@ struct Network {
     /// Hand frames back to where they come from
     #[arg(long)]
     loopback: bool,
+    /// Take all frames, and have short ones without end to receive, to measure with
+    #[arg(long)]
+    flood: bool,
     /// Hand frames from one of two sockets to the other
     #[arg(long)]
     forward: bool,
@@ -181,6 +184,9 @@ impl NetArgs {
         }
         if self.network.loopback {
             return net_devices(cards, [Cable::looped(pairs)?], pairs);
+        }
+        if self.network.flood {
+            return net_devices(cards, [FloodNet::new(pairs)?], pairs);
         }
         net_devices(cards, <[Cable; 2]>::from(Cable::new(pairs)?), pairs)
     }
