@@ -1,7 +1,8 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod capability;
 pub mod emulated;
 pub mod spec;
 pub mod sysfs;
+pub mod vfio;

@@ -1,0 +1,227 @@
+//! A device and an I/O address space that answer by themselves, for tests, fuzzers and demonstrations: fakes of the seam. What they do not know
+//! about a kernel is what the lab is for.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
+use super::memory::HostMemory;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A device whose regions are memory.
+#[derive(Default)]
+pub struct FakeDevice {
+    regions: BTreeMap<RegionIndex, Region>,
+    vectors: BTreeMap<Interrupt, u32>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: BTreeMap<RegionIndex, Vec<u8>>,
+    connected: BTreeMap<Interrupt, Vec<EventFd>>,
+    resampled: bool,
+    resets: usize,
+    accesses: usize,
+}
+
+impl FakeDevice {
+    /// A device with this configuration space, no other regions and no interrupts.
+    pub fn new(config: Vec<u8>) -> Self {
+        Self::default().region(RegionIndex::Config, config, None)
+    }
+
+    /// Adds a region with these contents, of which some parts may be mapped.
+    pub fn region(
+        mut self,
+        index: RegionIndex,
+        bytes: Vec<u8>,
+        mappable: impl IntoIterator<Item = std::ops::Range<u64>>,
+    ) -> Self {
+        let size = bytes.len() as u64;
+        let mappable = mappable.into_iter().collect();
+        self.regions.insert(index, Region { size, mappable });
+        lock(&self.state).bytes.insert(index, bytes);
+        self
+    }
+
+    /// Gives the device this many vectors of a kind.
+    pub fn vectors(mut self, interrupt: Interrupt, count: u32) -> Self {
+        self.vectors.insert(interrupt, count);
+        self
+    }
+
+    /// Fires a vector. Whether anybody hears it.
+    pub fn fire(&self, interrupt: Interrupt, vector: usize) -> bool {
+        let state = lock(&self.state);
+        let eventfd = state
+            .connected
+            .get(&interrupt)
+            .and_then(|all| all.get(vector));
+        eventfd.is_some_and(|eventfd| eventfd.write(1).is_ok())
+    }
+
+    /// How many vectors of a kind are connected.
+    pub fn connected(&self, interrupt: Interrupt) -> usize {
+        lock(&self.state)
+            .connected
+            .get(&interrupt)
+            .map_or(0, Vec::len)
+    }
+
+    /// Whether INTx is unmasked by an eventfd.
+    pub fn resampled(&self) -> bool {
+        lock(&self.state).resampled
+    }
+
+    /// How often it was reset.
+    pub fn resets(&self) -> usize {
+        lock(&self.state).resets
+    }
+
+    /// How many reads and writes of regions there were: with a kernel each is a system call.
+    pub fn accesses(&self) -> usize {
+        lock(&self.state).accesses
+    }
+
+    /// What a region holds.
+    pub fn contents(&self, index: RegionIndex) -> Vec<u8> {
+        lock(&self.state)
+            .bytes
+            .get(&index)
+            .cloned()
+            .unwrap_or_default()
+    }
+}
+
+/// The part of a region that an access is to.
+fn part(bytes: Option<&mut Vec<u8>>, offset: u64, length: usize) -> io::Result<&mut [u8]> {
+    let part = bytes.and_then(|bytes| {
+        let start = usize::try_from(offset).ok()?;
+        bytes.get_mut(start..start.checked_add(length)?)
+    });
+    part.ok_or(ErrorKind::InvalidInput.into())
+}
+
+impl VfioDevice for FakeDevice {
+    fn region(&self, index: RegionIndex) -> Region {
+        self.regions.get(&index).cloned().unwrap_or_default()
+    }
+
+    fn read(&self, index: RegionIndex, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.accesses += 1;
+        let part = part(state.bytes.get_mut(&index), offset, data.len())?;
+        data.copy_from_slice(part);
+        Ok(())
+    }
+
+    fn write(&self, index: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.accesses += 1;
+        part(state.bytes.get_mut(&index), offset, data.len())?.copy_from_slice(data);
+        Ok(())
+    }
+
+    fn vectors(&self, interrupt: Interrupt) -> u32 {
+        self.vectors.get(&interrupt).copied().unwrap_or(0)
+    }
+
+    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
+        let there = usize::try_from(VfioDevice::vectors(self, interrupt));
+        if there.map_or(true, |there| eventfds.len() > there) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let eventfds = eventfds.iter().map(|eventfd| eventfd.try_clone());
+        let eventfds = eventfds.collect::<io::Result<_>>()?;
+        lock(&self.state).connected.insert(interrupt, eventfds);
+        Ok(())
+    }
+
+    fn resample(&self, _: &EventFd) -> io::Result<()> {
+        if self.connected(Interrupt::Intx) == 0 {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        lock(&self.state).resampled = true;
+        Ok(())
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        lock(&self.state).resets += 1;
+        Ok(())
+    }
+}
+
+/// An I/O address space by the rules of type 1: no overlaps, whole mappings are unmapped, a limit on their number.
+#[derive(Default)]
+pub struct FakeDmaSpace {
+    mappings: Mutex<BTreeMap<u64, (HostMemory, Access)>>,
+    operations: Mutex<(usize, usize)>,
+    limit: Option<usize>,
+}
+
+impl FakeDmaSpace {
+    /// A space that holds no more than `limit` mappings.
+    pub fn with_limit(limit: usize) -> Self {
+        Self {
+            limit: Some(limit),
+            ..Self::default()
+        }
+    }
+
+    /// The mappings: I/O address, size in bytes, access.
+    pub fn mappings(&self) -> Vec<(u64, u64, Access)> {
+        let mappings = lock(&self.mappings);
+        let all = mappings.iter();
+        all.map(|(&iova, (memory, access))| (iova, memory.size(), *access))
+            .collect()
+    }
+
+    /// How many maps and unmaps there were: with a kernel each is an ioctl.
+    pub fn operations(&self) -> (usize, usize) {
+        *lock(&self.operations)
+    }
+}
+
+impl DmaSpace for FakeDmaSpace {
+    fn map(&self, iova: u64, memory: &HostMemory, access: Access) -> io::Result<()> {
+        lock(&self.operations).0 += 1;
+        let mut mappings = lock(&self.mappings);
+        let aligned = (iova | memory.size()).is_multiple_of(4096) && memory.size() != 0;
+        let last = iova.checked_add(memory.size().wrapping_sub(1));
+        let (true, Some(last)) = (aligned, last) else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let before = mappings.range(..=last).next_back();
+        if before.is_some_and(|(first, (other, _))| first + (other.size() - 1) >= iova) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        if self.limit.is_some_and(|limit| mappings.len() >= limit) {
+            return Err(ErrorKind::StorageFull.into());
+        }
+        mappings.insert(iova, (memory.clone(), access));
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64, size: u64) -> io::Result<()> {
+        lock(&self.operations).1 += 1;
+        let mut mappings = lock(&self.mappings);
+        let last = size.checked_sub(1).and_then(|rest| iova.checked_add(rest));
+        let last = last.ok_or(ErrorKind::InvalidInput)?;
+        let split = |address: u64| {
+            let before = mappings.range(..address).next_back();
+            before.is_some_and(|(first, (memory, _))| first + (memory.size() - 1) >= address)
+        };
+        if split(iova) || last.checked_add(1).is_some_and(split) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        mappings.retain(|first, _| !(iova..=last).contains(first));
+        Ok(())
+    }
+}

@@ -1,0 +1,367 @@
+use std::io;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pio_mmio_bus::bus::{AccessError, BusDevice, BusError};
+use pio_mmio_bus::interrupt::MsiRouter;
+use pio_mmio_bus::pci::spec::{BAR0, COMMAND, CONFIG_SPACE_SIZE, Command, bar, msix};
+use pio_mmio_bus::pci::{
+    BarKind, CapabilityHandler, DecodedRegion, Decoder, Msix, PciFunction, RequesterId,
+    VectorsError,
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
+use super::device::{Interrupt, RegionIndex, VfioDevice};
+
+/// What shares a page with a table that is trapped is trapped too.
+const PAGE: u64 = 4096;
+
+/// Why a device could not be assigned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AssignError {
+    /// Its configuration space cannot be shown.
+    #[error(transparent)]
+    Config(#[from] ConfigPolicyError),
+    /// Its MSI-X vectors got no routes.
+    #[error(transparent)]
+    Vectors(#[from] VectorsError),
+    /// The bus refused the region of a BAR.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// The device does not answer.
+    #[error("configuration space: {0}")]
+    Device(#[from] io::Error),
+}
+
+/// A VFIO device as a function on a guest's bus.
+///
+/// Its state cannot be saved: it is in the device.
+pub struct AssignedFunction {
+    device: Arc<dyn VfioDevice>,
+    shown: Mutex<Shown>,
+    msix: Option<(MsixPlace, Arc<Msix>)>,
+    bars: Vec<(PhysicalBar, DecodedRegion)>,
+    failed: AtomicBool,
+}
+
+struct Shown {
+    config: VirtualConfig,
+    upstream: bool,
+    /// The device signals the vectors' eventfds.
+    connected: bool,
+}
+
+impl AssignedFunction {
+    /// Puts `device` under `policy`. BARs are placed by `decoder`, MSI-X vectors get routes of `router`.
+    pub fn new(
+        device: Arc<dyn VfioDevice>,
+        policy: Policy,
+        decoder: &Arc<Decoder>,
+        router: &dyn MsiRouter,
+    ) -> Result<Arc<Self>, AssignError> {
+        let size = device.region(RegionIndex::Config).size;
+        let size =
+            usize::try_from(size).map_or(CONFIG_SPACE_SIZE, |size| size.min(CONFIG_SPACE_SIZE));
+        let mut bytes = vec![0; size];
+        device.read(RegionIndex::Config, 0, &mut bytes)?;
+        let bars = physical_bars(&*device, &bytes);
+        let config = VirtualConfig::new(&bytes, &bars, policy)?;
+        let msix = match config.msix() {
+            Some(place) => Some((place, Msix::new(place.vectors, router)?)),
+            None => None,
+        };
+        let mut regions = Vec::new();
+        for place in bars {
+            let index = RegionIndex::Bar(u8::try_from(place.index).unwrap_or(u8::MAX));
+            let trapped = AssignedBar {
+                device: Arc::clone(&device),
+                index,
+                msix: msix.clone(),
+            };
+            let name = format!("assigned BAR {}", place.index);
+            let region = decoder.region(place.kind, place.size, &name, Arc::new(trapped))?;
+            regions.push((place, region));
+        }
+        // The device decodes its BARs from now on; the guest's bits only place them on its bus.
+        let mut command = Command::from_bits_truncate(device_command(&*device)?);
+        command |= Command::MEMORY | Command::IO;
+        device.write(
+            RegionIndex::Config,
+            COMMAND as u64,
+            &command.bits().to_le_bytes(),
+        )?;
+        Ok(Arc::new(Self {
+            device,
+            shown: Mutex::new(Shown {
+                config,
+                upstream: true,
+                connected: false,
+            }),
+            msix,
+            bars: regions,
+            failed: AtomicBool::new(false),
+        }))
+    }
+
+    /// MSI-X, if the device has it.
+    pub fn msix(&self) -> Option<&Arc<Msix>> {
+        self.msix.as_ref().map(|(_, msix)| msix)
+    }
+
+    /// The parts of a BAR that may be mapped into the guest: what the kernel allows, without the pages of the MSI-X table and pending bits.
+    pub fn mappable(&self, index: u8) -> Vec<Range<u64>> {
+        let mut parts = self.device.region(RegionIndex::Bar(index)).mappable;
+        if let Some((place, msix)) = &self.msix {
+            for (bar, trapped) in [table(place, msix), pending(place, msix)] {
+                if bar == index {
+                    let start = trapped.start / PAGE * PAGE;
+                    let end = trapped.end.next_multiple_of(PAGE);
+                    parts = parts
+                        .into_iter()
+                        .flat_map(|part| without(part, start..end))
+                        .collect();
+                }
+            }
+        }
+        parts
+    }
+
+    /// Lets the pin signal `trigger`; the kernel masks it then, until `resample` is signalled, by KVM's resampling irqfd or by the
+    /// VMM when the guest ends the interrupt.
+    pub fn connect_intx(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
+        self.device.connect(Interrupt::Intx, &[trigger])?;
+        self.device.resample(resample)
+    }
+
+    /// Lets uncorrectable errors of the device signal `eventfd`: the guest must not go on with it.
+    pub fn connect_error(&self, eventfd: &EventFd) -> io::Result<()> {
+        self.device.connect(Interrupt::Error, &[eventfd])
+    }
+
+    /// Whether the device refused something since the last call: an access to its configuration space, its vectors, a reset.
+    pub fn take_failure(&self) -> bool {
+        self.failed.swap(false, Ordering::Relaxed)
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note<T>(&self, result: io::Result<T>) -> Option<T> {
+        if result.is_err() {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        result.ok()
+    }
+
+    /// Writes the guest's bits to the device and leaves the others as they are.
+    fn forward(&self, offset: u16, bytes: &[u8], mask: &[u8]) -> io::Result<()> {
+        let offset = offset.into();
+        let mut merged = bytes.to_vec();
+        if mask.iter().any(|&mask| mask != 0xff) {
+            let mut now = vec![0; bytes.len()];
+            self.device.read(RegionIndex::Config, offset, &mut now)?;
+            for ((byte, now), mask) in merged.iter_mut().zip(now).zip(mask) {
+                *byte = *byte & mask | now & !mask;
+            }
+        }
+        self.device.write(RegionIndex::Config, offset, &merged)
+    }
+
+    /// Lets the registers take effect: BARs, MSI-X.
+    fn apply(&self, shown: &mut Shown) {
+        for (bar, region) in &self.bars {
+            region.place(shown.config.bar_base(bar));
+        }
+        let Some((place, msix)) = &self.msix else {
+            return;
+        };
+        let kept = place.capability..place.capability + msix::LENGTH;
+        let registers = shown.config.kept(kept);
+        CapabilityHandler::written(&**msix, registers, 0..registers.len());
+        let master = shown.config.command().contains(Command::BUS_MASTER);
+        msix.set_bus_master(master && shown.upstream);
+        if msix.enabled() != shown.connected {
+            let routes: Vec<_> = match msix.enabled() {
+                true => (0..msix.vectors())
+                    .filter_map(|vector| msix.route(vector))
+                    .collect(),
+                false => Vec::new(),
+            };
+            let eventfds: Vec<_> = routes.iter().map(|route| route.eventfd()).collect();
+            if self
+                .note(self.device.connect(Interrupt::Msix, &eventfds))
+                .is_some()
+            {
+                shown.connected = msix.enabled();
+            }
+        }
+    }
+
+    fn reset_device(&self, shown: &mut Shown) {
+        shown.config.reset();
+        if let Some((_, msix)) = &self.msix {
+            CapabilityHandler::reset(&**msix);
+        }
+        self.apply(shown);
+        self.note(self.device.reset());
+    }
+}
+
+impl PciFunction for AssignedFunction {
+    fn read_config(&self, offset: u16, data: &mut [u8]) {
+        let shown = self.shown();
+        data.fill(0xff);
+        if shown.config.reads_device(offset, data.len()) {
+            let inside = CONFIG_SPACE_SIZE
+                .saturating_sub(offset.into())
+                .min(data.len());
+            if let Some(inside) = data.get_mut(..inside) {
+                self.note(self.device.read(RegionIndex::Config, offset.into(), inside));
+            }
+        }
+        shown.config.read(offset, data);
+    }
+
+    fn write_config(&self, offset: u16, data: &[u8]) {
+        let mut shown = self.shown();
+        let Effects { forwarded, reset } = shown.config.write(offset, data);
+        if reset {
+            return self.reset_device(&mut shown);
+        }
+        for (offset, bytes, mask) in forwarded {
+            self.note(self.forward(offset, &bytes, &mask));
+        }
+        self.apply(&mut shown);
+    }
+
+    fn set_requester(&self, requester: RequesterId) {
+        if let Some((_, msix)) = &self.msix {
+            CapabilityHandler::set_requester(&**msix, requester);
+        }
+    }
+
+    fn set_upstream(&self, forwarded: bool) {
+        let mut shown = self.shown();
+        shown.upstream = forwarded;
+        self.apply(&mut shown);
+    }
+
+    fn reset(&self) {
+        self.reset_device(&mut self.shown());
+    }
+}
+
+/// A BAR whose accesses are carried out by the device, but for MSI-X.
+struct AssignedBar {
+    device: Arc<dyn VfioDevice>,
+    index: RegionIndex,
+    msix: Option<(MsixPlace, Arc<Msix>)>,
+}
+
+/// Who answers an access.
+enum Target<'a> {
+    Device,
+    Msix(&'a Msix, u64),
+}
+
+impl AssignedBar {
+    fn target(&self, offset: u64, width: usize) -> Result<Target<'_>, AccessError> {
+        let Some((place, msix)) = &self.msix else {
+            return Ok(Target::Device);
+        };
+        let end = offset.saturating_add(width as u64);
+        for (own, (bar, range)) in [
+            (0, table(place, msix)),
+            (msix.pba_offset(), pending(place, msix)),
+        ] {
+            if self.index != RegionIndex::Bar(bar) || end <= range.start || range.end <= offset {
+                continue;
+            }
+            // In part the table's: what that means, the device would decide.
+            if offset < range.start || range.end < end {
+                return Err(AccessError::Straddle { offset, width });
+            }
+            return Ok(Target::Msix(msix, own + (offset - range.start)));
+        }
+        Ok(Target::Device)
+    }
+}
+
+impl BusDevice for AssignedBar {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        match self.target(offset, data.len())? {
+            Target::Msix(msix, offset) => msix.read(offset, data),
+            Target::Device => {
+                let read = self.device.read(self.index, offset, data);
+                read.map_err(|_| AccessError::NoRegister { offset })
+            }
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        match self.target(offset, data.len())? {
+            Target::Msix(msix, offset) => msix.write(offset, data),
+            Target::Device => {
+                let written = self.device.write(self.index, offset, data);
+                written.map_err(|_| AccessError::NoRegister { offset })
+            }
+        }
+    }
+}
+
+fn table(place: &MsixPlace, msix: &Msix) -> (u8, Range<u64>) {
+    let start = u64::from(place.table.1);
+    let length = u64::from(msix.vectors()) * msix::ENTRY_SIZE;
+    (place.table.0, start..start + length)
+}
+
+fn pending(place: &MsixPlace, msix: &Msix) -> (u8, Range<u64>) {
+    let start = u64::from(place.pending.1);
+    let length = u64::from(msix.vectors()).div_ceil(64) * 8;
+    (place.pending.0, start..start + length)
+}
+
+/// What is left of `part`.
+fn without(part: Range<u64>, hole: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let before = part.start..part.end.min(hole.start);
+    let after = part.start.max(hole.end)..part.end;
+    [before, after]
+        .into_iter()
+        .filter(|part| part.start < part.end)
+}
+
+/// The BARs that the device has: sizes from its regions, kinds from its registers.
+fn physical_bars(device: &dyn VfioDevice, config: &[u8]) -> Vec<PhysicalBar> {
+    let mut bars = Vec::new();
+    for index in 0..6 {
+        let size = device.region(RegionIndex::Bar(index)).size;
+        let register = config.get(BAR0 + 4 * usize::from(index)..);
+        let register = register.and_then(|rest| rest.first_chunk());
+        let register = register.map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        if size == 0 {
+            continue;
+        }
+        let prefetchable = register & bar::PREFETCHABLE != 0;
+        let kind = match register & 7 {
+            register if register & bar::IO != 0 => BarKind::Io,
+            bar::MEMORY_64 => BarKind::Memory64 { prefetchable },
+            _ => BarKind::Memory32 { prefetchable },
+        };
+        bars.push(PhysicalBar {
+            index: index.into(),
+            kind,
+            size,
+        });
+    }
+    bars
+}
+
+fn device_command(device: &dyn VfioDevice) -> io::Result<u16> {
+    let mut bytes = [0; 2];
+    device.read(RegionIndex::Config, COMMAND as u64, &mut bytes)?;
+    Ok(u16::from_le_bytes(bytes))
+}

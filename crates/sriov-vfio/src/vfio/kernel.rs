@@ -1,0 +1,208 @@
+//! The kernel's VFIO, by groups and containers of type 1 (v2), over vfio-ioctls.
+//!
+//! vfio-ioctls maps all memory for reading and writing and does not say when an access or a reset failed: for these the ioctls are made
+//! here, on the file descriptors that it holds.
+#![expect(unsafe_code, reason = "ioctls on VFIO's file descriptors")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, vfio_iommu_type1_dma_map,
+};
+use vfio_ioctls::{VfioContainer, VfioDeviceFd, VfioError, VfioRegionInfoCap};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
+
+use ioctls::{VFIO_DEVICE_RESET, VFIO_IOMMU_MAP_DMA};
+
+use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
+use super::memory::HostMemory;
+use crate::sysfs::{PciAddress, Sysfs};
+
+/// The ioctls that are made here (Linux, linux/vfio.h).
+mod ioctls {
+    use vfio_bindings::bindings::vfio::{VFIO_BASE, VFIO_TYPE};
+    use vmm_sys_util::ioctl_io_nr;
+
+    ioctl_io_nr!(VFIO_DEVICE_RESET, VFIO_TYPE as u32, VFIO_BASE + 11);
+    ioctl_io_nr!(VFIO_IOMMU_MAP_DMA, VFIO_TYPE as u32, VFIO_BASE + 13);
+}
+
+/// The flag of a region that may be mapped (`VFIO_REGION_INFO_FLAG_MMAP`).
+const MAPPABLE: u32 = 1 << 2;
+
+/// A container: the devices that are opened in it share its I/O address space.
+pub struct Container {
+    inner: Arc<VfioContainer>,
+    mapped: Mutex<BTreeMap<u64, HostMemory>>,
+}
+
+impl Container {
+    /// A container without devices. KVM needs to know its groups if devices do not snoop caches: `kvm` is KVM's VFIO device.
+    pub fn new(kvm: Option<Arc<VfioDeviceFd>>) -> Result<Arc<Self>, VfioError> {
+        Ok(Arc::new(Self {
+            inner: Arc::new(VfioContainer::new(kvm)?),
+            mapped: Mutex::default(),
+        }))
+    }
+
+    /// Opens a function, which must be bound to `vfio-pci`; its group must be viable and nobody else's.
+    pub fn open(
+        self: &Arc<Self>,
+        sysfs: &Sysfs,
+        function: PciAddress,
+    ) -> Result<Arc<Device>, VfioError> {
+        let device =
+            vfio_ioctls::VfioDevice::new(&sysfs.folder(function), self.inner.clone(), false)?;
+        // SAFETY: the descriptor is `device`'s, which is alive during the call.
+        let file = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
+        let file = file
+            .try_clone_to_owned()
+            .map_err(|_| VfioError::VfioDeviceDupFd)?;
+        Ok(Arc::new(Device {
+            file: file.into(),
+            device,
+            _container: Arc::clone(self),
+        }))
+    }
+
+    fn mapped(&self) -> MutexGuard<'_, BTreeMap<u64, HostMemory>> {
+        self.mapped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DmaSpace for Container {
+    fn map(&self, iova: u64, memory: &HostMemory, access: Access) -> io::Result<()> {
+        let mut flags = 0;
+        if access.contains(Access::READ) {
+            flags |= VFIO_DMA_MAP_FLAG_READ;
+        }
+        if access.contains(Access::WRITE) {
+            flags |= VFIO_DMA_MAP_FLAG_WRITE;
+        }
+        let argument = vfio_iommu_type1_dma_map {
+            argsz: u32::try_from(size_of::<vfio_iommu_type1_dma_map>()).unwrap_or(0),
+            flags,
+            vaddr: memory.address(),
+            iova,
+            size: memory.size(),
+        };
+        let mut mapped = self.mapped();
+        // SAFETY: the argument is as long as it says. The memory belongs to a guest, so that nothing in this process relies on its
+        // contents; it is kept below for as long as devices may reach it.
+        let result = unsafe { ioctl_with_ref(&*self.inner, VFIO_IOMMU_MAP_DMA(), &argument) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        mapped.insert(iova, memory.clone());
+        Ok(())
+    }
+
+    fn unmap(&self, iova: u64, size: u64) -> io::Result<()> {
+        let length = usize::try_from(size).map_err(|_| ErrorKind::InvalidInput)?;
+        let last = size.checked_sub(1).and_then(|rest| iova.checked_add(rest));
+        let last = last.ok_or(ErrorKind::InvalidInput)?;
+        let mut mapped = self.mapped();
+        self.inner
+            .vfio_dma_unmap(iova, length)
+            .map_err(io::Error::other)?;
+        mapped.retain(|first, _| !(iova..=last).contains(first));
+        Ok(())
+    }
+}
+
+/// A function that was opened.
+pub struct Device {
+    /// Closed before `device`, which gives the group back.
+    file: File,
+    device: vfio_ioctls::VfioDevice,
+    _container: Arc<Container>,
+}
+
+impl Device {
+    /// Where in the file an access is, if it is inside the region.
+    fn position(&self, index: RegionIndex, offset: u64, length: usize) -> io::Result<u64> {
+        let size = self.device.get_region_size(index.number());
+        let inside = u64::try_from(length)
+            .ok()
+            .and_then(|length| offset.checked_add(length));
+        if inside.is_none_or(|end| end > size) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        let start = self.device.get_region_offset(index.number());
+        start
+            .checked_add(offset)
+            .ok_or(ErrorKind::InvalidInput.into())
+    }
+}
+
+impl VfioDevice for Device {
+    fn region(&self, index: RegionIndex) -> Region {
+        let number = index.number();
+        let size = self.device.get_region_size(number);
+        let mut mappable = Vec::new();
+        if size != 0 && self.device.get_region_flags(number) & MAPPABLE != 0 {
+            let sparse = self
+                .device
+                .get_region_caps(number)
+                .into_iter()
+                .find_map(|capability| match capability {
+                    VfioRegionInfoCap::SparseMmap(sparse) => Some(sparse.areas),
+                    _ => None,
+                });
+            match sparse {
+                Some(areas) => mappable.extend(areas.iter().filter_map(|area| {
+                    let end = area.offset.checked_add(area.size)?;
+                    (end <= size).then_some(area.offset..end)
+                })),
+                None => mappable.push(0..size),
+            }
+        }
+        Region { size, mappable }
+    }
+
+    fn read(&self, index: RegionIndex, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        let position = self.position(index, offset, data.len())?;
+        self.file.read_exact_at(data, position)
+    }
+
+    fn write(&self, index: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
+        let position = self.position(index, offset, data.len())?;
+        self.file.write_all_at(data, position)
+    }
+
+    fn vectors(&self, interrupt: Interrupt) -> u32 {
+        let info = self.device.get_irq_info(interrupt.number());
+        info.map_or(0, |info| info.count)
+    }
+
+    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
+        let number = interrupt.number();
+        if eventfds.is_empty() {
+            self.device.disable_irq(number).map_err(io::Error::other)
+        } else {
+            let connected = self.device.enable_irq(number, eventfds.to_vec());
+            connected.map_err(io::Error::other)
+        }
+    }
+
+    fn resample(&self, eventfd: &EventFd) -> io::Result<()> {
+        let set = self
+            .device
+            .set_irq_resample_fd(Interrupt::Intx.number(), vec![eventfd]);
+        set.map_err(io::Error::other)
+    }
+
+    fn reset(&self) -> io::Result<()> {
+        // SAFETY: the ioctl has no argument.
+        match unsafe { ioctl(&self.file, VFIO_DEVICE_RESET()) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}

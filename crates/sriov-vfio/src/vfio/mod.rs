@@ -1,0 +1,21 @@
+//! Devices that VFIO gives to user space, above the ioctls.
+//!
+//! [`VfioDevice`] and [`DmaSpace`] are what is asked of the kernel; `kernel` (feature `vfio`) asks a real one, [`fake`] answers by itself,
+//! for tests and fuzzers. [`AssignedFunction`] puts a device on a guest's bus: its configuration space is what a [`VirtualConfig`] makes of
+//! it, its BARs are checked and decoded where the guest places them, its MSI-X table is the VMM's own. [`map_guest_memory`] lets a
+//! device reach the guest's memory; `iommu` (feature `iommu`) only what an emulated IOMMU maps.
+
+mod config;
+mod device;
+pub mod fake;
+mod function;
+#[cfg(feature = "iommu")]
+pub mod iommu;
+#[cfg(feature = "vfio")]
+pub mod kernel;
+mod memory;
+
+pub use config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
+pub use device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
+pub use function::{AssignError, AssignedFunction};
+pub use memory::{DmaError, HostMemory, map_guest_memory, unmap_guest_memory};
