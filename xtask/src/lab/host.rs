@@ -35,6 +35,10 @@ pub struct Host {
     pub name: String,
     /// How long it may take from power-on to power-off.
     pub bound: Duration,
+    /// More hardware: arguments for QEMU.
+    pub hardware: Vec<String>,
+    /// More for the kernel's command line.
+    pub append: String,
 }
 
 /// What a run left behind.
@@ -54,6 +58,8 @@ impl Host {
         Self {
             name: name.to_owned(),
             bound,
+            hardware: Vec::new(),
+            append: String::new(),
         }
     }
 
@@ -101,7 +107,9 @@ impl Host {
             .arg(&kernel.image)
             .arg("-initrd")
             .arg(&initrd);
-        command.args(["-append", "console=ttyS0 panic=-1 quiet"]);
+        command.arg("-append");
+        command.arg(format!("console=ttyS0 panic=-1 quiet {}", self.append));
+        command.args(&self.hardware);
         share(&mut command, "host", Path::new("/"), ",readonly=on");
         share(&mut command, "job", &folder, "");
         command.args(["-device", "virtio-rng-pci"]);

@@ -5,6 +5,7 @@ pub mod debian;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;
+pub mod sriov;
 pub mod vhost;
 
 use std::time::Duration;
@@ -36,6 +37,8 @@ enum Scenario {
     Boot(boot::BootArgs),
     /// Try vring-vhost with DPDK's testpmd and with a guest of QEMU, killing it under load
     Vhost,
+    /// Try the program sriov, and VFIO, with a real kernel's igb behind VT-d
+    Sriov,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -66,6 +69,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Run(args) => run_command(args),
         Scenario::Boot(args) => boot::boot(args),
         Scenario::Vhost => run_vhost(),
+        Scenario::Sriov => run_sriov(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -90,6 +94,14 @@ fn run_command(args: &RunArgs) -> Result<()> {
 
 fn run_vhost() -> Result<()> {
     let checks = vhost::run(&Progress::new("vhost"))?;
+    for check in checks {
+        println!("{check}");
+    }
+    Ok(())
+}
+
+fn run_sriov() -> Result<()> {
+    let checks = sriov::run(&Progress::new("sriov"))?;
     for check in checks {
         println!("{check}");
     }

@@ -12,7 +12,7 @@ use super::summary::Counts;
 use super::{Outcome, Run, Session};
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::vhost;
+use crate::lab::{sriov, vhost};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -32,6 +32,7 @@ pub const STEPS: &[(&str, Run)] = &[
         boots(session, &["--kernel", "6.1"])
     }),
     ("vhost-user", vhost_user),
+    ("sr-iov", sr_iov),
     ("boot, elf kernel", |session| boots(session, &["--elf"])),
 ];
 
@@ -67,6 +68,20 @@ fn vhost_user(session: &Session) -> Result<Outcome> {
         return Ok(skipped);
     }
     let checks = vhost::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: u64::try_from(checks.len())?,
+            ..Counts::default()
+        },
+        note: checks.last().cloned().unwrap_or_default(),
+    })
+}
+
+fn sr_iov(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let checks = sriov::run(&session.progress)?;
     Ok(Outcome {
         counts: Counts {
             passed: u64::try_from(checks.len())?,

@@ -1,0 +1,65 @@
+//! The program `sriov` with a real kernel: an 82576 of QEMU behind VT-d, its virtual functions enabled, given to VFIO and back, each
+//! step compared with what sysfs says.
+
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use super::host::Host;
+use crate::process::{self, quoted};
+use crate::progress::Progress;
+use crate::workspace;
+
+const SCRIPT: &str = include_str!("../../lab/sriov-host.sh");
+/// One machine with an IOMMU and a card with 7 virtual functions behind a root port, one card without SR-IOV.
+const HARDWARE: [&str; 10] = [
+    "-device",
+    "intel-iommu,intremap=on,caching-mode=on,aw-bits=48",
+    "-device",
+    "pcie-root-port,id=rp0,chassis=1",
+    "-netdev",
+    "user,id=n0",
+    "-device",
+    "igb,bus=rp0,netdev=n0",
+    "-device",
+    "e1000e",
+];
+/// How many checks the script makes: all of them must have been made.
+pub const CHECKS: usize = 19;
+
+/// Runs the scenario and returns a line for each check.
+pub fn run(progress: &Progress) -> Result<Vec<String>> {
+    progress.step("building sriov");
+    let build = [
+        "build",
+        "--release",
+        "-p",
+        "sriov-vfio",
+        "--features",
+        "bin",
+    ];
+    process::run_quietly(workspace::cargo()?.args(build))?;
+    let program = workspace::target()?.join("release/sriov");
+    let host = Host {
+        hardware: HARDWARE.map(str::to_owned).to_vec(),
+        append: "intel_iommu=on".to_owned(),
+        ..Host::new("sriov", Duration::from_secs(180))
+    };
+    let script = format!("SRIOV={}\n{SCRIPT}", quoted(&program.to_string_lossy()));
+    let finished = host.run(host.folder()?, &script, progress)?;
+    let checks: Vec<String> = finished
+        .output
+        .lines()
+        .filter(|line| line.ends_with(": ok"))
+        .map(str::to_owned)
+        .collect();
+    if finished.status != 0 || checks.len() != CHECKS {
+        bail!(
+            "{}\n{} of {CHECKS} checks passed; the logs are in {}",
+            finished.output,
+            checks.len(),
+            finished.folder.display()
+        );
+    }
+    Ok(checks)
+}
