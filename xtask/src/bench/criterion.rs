@@ -27,7 +27,7 @@ pub fn measure(_: &Progress) -> Result<Section> {
     // The bench targets alone: the libraries have none, and would not take criterion's options.
     let mut bench = workspace::cargo()?;
     bench.args(["bench", "--workspace", "--bench", "*", "--"]);
-    process::run(bench.args(["--warm-up-time", "1", "--measurement-time", "2"]))?;
+    process::run(bench.args(["--warm-up-time", "0.5", "--measurement-time", "1"]))?;
     let mut benchmarks = Vec::new();
     if results.exists() {
         collect(&results, &mut benchmarks)?;
