@@ -5,21 +5,15 @@ mod driver;
 
 use std::sync::Arc;
 
-use driver::{Memory, memory, wait_until};
+use driver::{Memory, memory, start_ring, wait_until};
+use virtio_devices::Worker;
 use virtio_devices::net::spec::HEADER;
 use virtio_devices::net::{MacAddress, MemoryNet, Net, NetBackend, spec};
-use virtio_devices::{QueueInterrupt, QueueResources, VirtioDevice, Worker};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vring::{Buffer, DriverQueue, Features, QueueConfig, Used};
+use vmm_sys_util::eventfd::EventFd;
+use vring::{Buffer, DriverQueue, Used};
 
 const OWN: MacAddress = MacAddress([2, 0, 0, 0, 0, 1]);
-
-struct Silent;
-
-impl QueueInterrupt for Silent {
-    fn trigger(&self) {}
-}
 
 /// One queue: its ring at a megabyte of its own, its buffers above.
 struct Queue {
@@ -33,24 +27,7 @@ struct Queue {
 impl Queue {
     fn start(device: &Net<MemoryNet>, memory: &Memory, index: u16, features: u64) -> Self {
         let base = u64::from(index) << 20;
-        let config = QueueConfig {
-            size: 8,
-            desc: GuestAddress(base),
-            avail: GuestAddress(base + 0x1000),
-            used: GuestAddress(base + 0x2000),
-            features: Features::from_bits_truncate(features),
-        };
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let ring = DriverQueue::new(memory.clone(), &config).unwrap();
-        let resources = QueueResources {
-            memory: memory.clone(),
-            features,
-            config,
-            kick: kick.clone(),
-            interrupt: Arc::new(Silent),
-            in_flight: None,
-        };
-        device.start_queue(index, resources, None).unwrap();
+        let (ring, kick) = start_ring(device, memory, (index, base), 8, features);
         Self {
             memory: memory.clone(),
             base,

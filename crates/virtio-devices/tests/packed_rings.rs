@@ -6,23 +6,17 @@ mod driver;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
-use driver::{Memory, memory, wait_until};
+use driver::{Memory, memory, start_ring, wait_until};
 use virtio_devices::block::{Block, BlockOptions, MemoryDisk};
 use virtio_devices::console::{Console, Port};
 use virtio_devices::rng::Rng;
-use virtio_devices::{QueueInterrupt, QueueResources, VirtioDevice, Worker};
+use virtio_devices::{VirtioDevice, Worker};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vring::{Buffer, DriverQueue, Features, QueueConfig};
+use vmm_sys_util::eventfd::EventFd;
+use vring::{Buffer, DriverQueue, Features};
 
 /// Not a power of two, and so small that the rings wrap often.
 const SIZE: u32 = 5;
-
-struct Silent;
-
-impl QueueInterrupt for Silent {
-    fn trigger(&self) {}
-}
 
 /// A packed queue: its ring at a megabyte of its own, its buffers above.
 struct Queue {
@@ -36,24 +30,7 @@ impl Queue {
     fn start(device: &dyn VirtioDevice<Memory>, memory: &Memory, index: u16, extra: u64) -> Self {
         let base = u64::from(index) << 20;
         let features = (Features::VERSION_1 | Features::RING_PACKED).bits() | extra;
-        let config = QueueConfig {
-            size: SIZE,
-            desc: GuestAddress(base),
-            avail: GuestAddress(base + 0x1000),
-            used: GuestAddress(base + 0x2000),
-            features: Features::from_bits_truncate(features),
-        };
-        let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        let ring = DriverQueue::new(memory.clone(), &config).unwrap();
-        let resources = QueueResources {
-            memory: memory.clone(),
-            features,
-            config,
-            kick: kick.clone(),
-            interrupt: Arc::new(Silent),
-            in_flight: None,
-        };
-        device.start_queue(index, resources, None).unwrap();
+        let (ring, kick) = start_ring(device, memory, (index, base), SIZE, features);
         Self {
             memory: memory.clone(),
             base,

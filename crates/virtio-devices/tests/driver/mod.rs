@@ -15,7 +15,7 @@ use std::time::Duration;
 use virtio_devices::{DeviceEvents, QueueInterrupt, QueueResources, VirtioDevice};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
-use vring::{Features, QueueConfig, QueueState};
+use vring::{DriverQueue, Features, QueueConfig, QueueState};
 
 pub type Memory = Arc<GuestMemoryMmap>;
 
@@ -358,6 +358,42 @@ impl Ring {
         assert_eq!(used.head, head);
         used
     }
+}
+
+struct Silent;
+
+impl QueueInterrupt for Silent {
+    fn trigger(&self) {}
+}
+
+/// Starts a queue whose driver is vring's own and looks at its ring without being interrupted. The areas begin at `base`, and have a
+/// page each; buffers may be from 0x8000 on.
+pub fn start_ring<T>(
+    device: &dyn VirtioDevice<Memory>,
+    memory: &Memory,
+    (index, base): (u16, u64),
+    size: u32,
+    features: u64,
+) -> (DriverQueue<Memory, T>, Arc<EventFd>) {
+    let config = QueueConfig {
+        size,
+        desc: GuestAddress(base),
+        avail: GuestAddress(base + 0x1000),
+        used: GuestAddress(base + 0x2000),
+        features: Features::from_bits_truncate(features),
+    };
+    let kick = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
+    let ring = DriverQueue::new(memory.clone(), &config).unwrap();
+    let resources = QueueResources {
+        memory: memory.clone(),
+        features,
+        config,
+        kick: kick.clone(),
+        interrupt: Arc::new(Silent),
+        in_flight: None,
+    };
+    device.start_queue(index, resources, None).unwrap();
+    (ring, kick)
 }
 
 /// All ways to cut `bytes` into one, two or three descriptors' worth, and into single bytes; one way has an empty descriptor.
