@@ -109,6 +109,7 @@ return=$(printf '\r') # a terminal's lines end with it
     "guest: done"*)
         exits end
         echo "host: resident: $(resident) KiB beyond the guest's memory"
+        cat "/proc/$(cat "$WORK/pid")/smaps" >"$RESULTS/smaps"
         ;;
     esac
 done | tee "$RESULTS/guest.log"
