@@ -52,6 +52,7 @@ fn help_names_every_option_and_status() {
         "--console",
         "--transport",
         "--iommu",
+        "--debug-exit",
         "--report",
         "--no-reboot",
         "Exit status",
@@ -159,6 +160,7 @@ fn wrong_arguments_have_a_status_of_their_own() {
         &["run", "--kernel", "k", "--transport", "isa"],
         &["run", "--kernel", "k", "--iommu", "amd"],
         &["run", "--kernel", "k", "--iommu", "vtd,lazy"],
+        &["run", "--kernel", "k", "--debug-exit", "0x10000"],
         &["fly"],
     ] {
         let (status, message) = failure(wrong);

@@ -67,6 +67,7 @@ fn config(image: &[u8], cpus: u8, transport: Transport, output: &Output) -> Conf
         transport,
         iommu: None,
         serial: Box::new(output.clone()),
+        debug_exit: None,
         timed: true,
     }
 }
@@ -97,6 +98,7 @@ fn an_iommu_needs_devices_that_it_can_tell_apart() {
         }
         let scalable = VtdOptions {
             scalable: true,
+            sidecore: true,
             ..VtdOptions::default()
         };
         let machine = Machine::new(Config {

@@ -50,11 +50,12 @@ Exit status:
   3      the guest crashed: triple fault or kernel panic
   4      the guest asked for a reset, with --no-reboot
   128+N  signal N ended the machine cleanly
+  2N+1   the guest wrote N to the port of --debug-exit
 
 Example:
   reference-vmm run --kernel vmlinuz --initrd initrd.img --memory 1G --cpus 2")]
 pub(super) struct RunArgs {
-    /// Kernel: a bzImage, or an ELF file with a PVH entry point
+    /// Kernel: a bzImage, an ELF file with a PVH entry point, or a file with a Multiboot header
     #[arg(long, value_name = "FILE")]
     pub(super) kernel: PathBuf,
 
@@ -90,9 +91,13 @@ pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
     pub(super) transport: TransportArg,
 
-    /// IOMMU before all devices: an Intel VT-d unit with interrupt remapping. `strict` has a Linux guest invalidate at once what it unmaps
-    #[arg(long, value_name = "vtd[,strict][,caching-mode][,scalable]", value_parser = iommu)]
+    /// IOMMU before all devices: an Intel VT-d unit with interrupt remapping. With `sidecore` a thread polls its registers instead of taking exits. `strict` has a Linux guest invalidate at once what it unmaps
+    #[arg(long, value_name = "vtd[,strict][,caching-mode][,scalable][,sidecore]", value_parser = iommu)]
     pub(super) iommu: Option<IommuArg>,
+
+    /// Port by which the guest ends the machine: a VALUE written there makes the exit status VALUE * 2 + 1, modulo 256
+    #[arg(long, value_name = "PORT", value_parser = port)]
+    pub(super) debug_exit: Option<u16>,
 
     /// End with status 4 when the guest resets, instead of booting it again
     #[arg(long)]
@@ -161,6 +166,14 @@ fn net(text: &str) -> Result<NetArg, String> {
     })
 }
 
+fn port(text: &str) -> Result<u16, String> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u16::from_str_radix(digits, 16),
+        None => text.parse(),
+    }
+    .map_err(|error| error.to_string())
+}
+
 /// An IOMMU, and how the guest is asked to use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct IommuArg {
@@ -181,9 +194,10 @@ fn iommu(text: &str) -> Result<IommuArg, String> {
             "strict" => strict = true,
             "caching-mode" => options.caching_mode = true,
             "scalable" => options.scalable = true,
+            "sidecore" => options.sidecore = true,
             _ => {
                 return Err(format!(
-                    "unknown option `{option}`, expected strict, caching-mode or scalable"
+                    "unknown option `{option}`, expected strict, caching-mode, scalable or sidecore"
                 ));
             }
         }

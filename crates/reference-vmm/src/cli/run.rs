@@ -46,6 +46,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
         .map_err(|error| format!("cannot flush the disks: {error}"))?;
     let status = match &stopped.reason {
         Stop::PowerOff => return Ok(status::POWERED_OFF),
+        Stop::Exit(value) => return Ok(status::of_debug_exit(*value)),
         Stop::Reset => status::RESET,
         Stop::Crash(_) => status::CRASHED,
         Stop::Signal(signal) => {
@@ -146,6 +147,7 @@ impl Kept {
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),
             serial: Box::new(io::stdout()),
+            debug_exit: args.debug_exit,
             timed: !args.report.files.is_empty(),
         };
         Ok((config, keys))

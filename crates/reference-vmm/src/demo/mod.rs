@@ -60,6 +60,7 @@ pub fn run(serial: Box<dyn Write + Send>) -> Result<Stopped, DemoError> {
         transport: Transport::Pci,
         iommu: None,
         serial,
+        debug_exit: None,
         timed: true,
     })?;
     let stopped = machine.start()?.wait()?;

@@ -9,4 +9,4 @@ mod vm;
 pub use error::KvmError;
 pub use stats::{Stat, StatsError, read_stats};
 pub use vcpu::{PortAccess, Vcpu};
-pub use vm::{Irqchip, Vm, open};
+pub use vm::{Irqchip, Vm, Window, open};

@@ -3,13 +3,15 @@ use std::ops::{Deref, DerefMut};
 use kvm_bindings::{KVM_EXIT_IO, KVM_EXIT_IO_OUT};
 use kvm_ioctls::VcpuFd;
 
+use super::vm::Windows;
 use crate::machine::Memory;
 
-/// A virtual processor, which keeps the guest's RAM mapped.
+/// A virtual processor, which keeps what the guest may see mapped.
 #[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
     _memory: Memory,
+    _windows: Windows,
 }
 
 /// An access to a port: one element, or several of a string instruction.
@@ -26,10 +28,11 @@ pub struct PortAccess<'a> {
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd, memory: Memory) -> Self {
+    pub(super) fn new(fd: VcpuFd, memory: Memory, windows: Windows) -> Self {
         Self {
             fd,
             _memory: memory,
+            _windows: windows,
         }
     }
 

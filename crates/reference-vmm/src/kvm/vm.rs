@@ -2,7 +2,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY,
@@ -10,7 +10,7 @@ use kvm_bindings::{
     kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 use super::{KvmError, Vcpu};
 use crate::irq::IOAPIC_PINS;
@@ -53,8 +53,12 @@ pub enum Irqchip {
 pub struct Vm {
     fd: Arc<VmFd>,
     memory: Memory,
+    windows: Windows,
     irqchip: Irqchip,
 }
+
+/// The memory of all windows that there ever were.
+pub(super) type Windows = Arc<Mutex<Vec<Memory>>>;
 
 impl Vm {
     /// Creates a VM with `irqchip` in the kernel and `memory` as its RAM.
@@ -69,25 +73,12 @@ impl Vm {
             Irqchip::Split => split_irqchip(&fd)?,
         }
         for (region, slot) in memory.iter().zip(0u32..) {
-            let address = region.start_addr().0;
-            let host = region
-                .get_host_address(MemoryRegionAddress(0))
-                .map_err(|_| KvmError::NotMapped(address))?;
-            let slot = kvm_userspace_memory_region {
-                slot,
-                flags: 0,
-                guest_phys_addr: address,
-                memory_size: region.len(),
-                userspace_addr: host.expose_provenance() as u64,
-            };
-            // SAFETY: the range is one whole mapping of `memory`. The VM can only use it while a vCPU runs, and
-            // each `Vcpu` keeps `memory` mapped. Slots do not overlap because regions of a guest memory do not.
-            unsafe { fd.set_user_memory_region(slot) }
-                .map_err(KvmError::call("give the guest its memory"))?;
+            set_slot(&fd, region, slot, true)?;
         }
         Ok(Self {
             fd: Arc::new(fd),
             memory,
+            windows: Windows::default(),
             irqchip,
         })
     }
@@ -108,8 +99,55 @@ impl Vm {
             .fd
             .create_vcpu(index.into())
             .map_err(KvmError::call("create a vCPU"))?;
-        Ok(Vcpu::new(fd, self.memory.clone()))
+        Ok(Vcpu::new(fd, self.memory.clone(), self.windows.clone()))
     }
+
+    /// Prepares to show `memory`, of one region, to the guest. It is not shown yet, and from now on stays mapped as long as RAM does.
+    pub fn window(&self, memory: Memory) -> Window {
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = self.memory.num_regions().saturating_add(windows.len());
+        windows.push(memory.clone());
+        Window {
+            fd: self.fd.clone(),
+            memory,
+            slot: u32::try_from(slot).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// Memory besides the RAM that is shown to the guest or not; while it is not, accesses go to the bus.
+#[derive(Debug)]
+pub struct Window {
+    fd: Arc<VmFd>,
+    memory: Memory,
+    slot: u32,
+}
+
+impl Window {
+    /// Shows the memory, or hides it. Returns when no vCPU accesses it any more, if it is hidden.
+    pub fn set_shown(&self, shown: bool) -> Result<(), KvmError> {
+        self.memory
+            .iter()
+            .try_for_each(|region| set_slot(&self.fd, region, self.slot, shown))
+    }
+}
+
+/// Makes `region`, of the RAM or of a window, the memory of `slot`, or leaves that empty.
+fn set_slot(fd: &VmFd, region: &GuestRegionMmap, slot: u32, shown: bool) -> Result<(), KvmError> {
+    let address = region.start_addr().0;
+    let host = region
+        .get_host_address(MemoryRegionAddress(0))
+        .map_err(|_| KvmError::NotMapped(address))?;
+    let slot = kvm_userspace_memory_region {
+        slot,
+        flags: 0,
+        guest_phys_addr: address,
+        memory_size: if shown { region.len() } else { 0 },
+        userspace_addr: host.expose_provenance() as u64,
+    };
+    // SAFETY: the range is one whole mapping of the RAM or of a window. The VM can only use it while a vCPU runs, and each
+    // `Vcpu` keeps the RAM and all windows mapped. KVM refuses slots that overlap.
+    unsafe { fd.set_user_memory_region(slot) }.map_err(KvmError::call("give the guest its memory"))
 }
 
 fn create_irqchip(fd: &VmFd) -> Result<(), KvmError> {

@@ -11,6 +11,7 @@ use super::MachineError;
 use super::layout::{IOAPIC, Layout};
 use super::stop::StopSwitch;
 use crate::devices::cmos::{self, Cmos};
+use crate::devices::exit::{self, DebugExit};
 use crate::devices::keyboard::{self, KeyboardController};
 use crate::devices::panic::{self, PanicPort};
 use crate::devices::power::{self, SleepRegisters};
@@ -35,6 +36,7 @@ impl Motherboard {
         layout: &Layout,
         controller: Controller,
         output: Box<dyn Write + Send>,
+        debug_exit: Option<u16>,
     ) -> Result<Self, MachineError> {
         let pio = Bus::new(AddressSpace::Pio)?;
         let mmio = Bus::new(AddressSpace::Mmio)?;
@@ -86,6 +88,10 @@ impl Motherboard {
         ];
         for (base, size, name, device) in ports {
             pio.insert(base, size, name, device)?;
+        }
+        if let Some(port) = debug_exit {
+            let device = Arc::new(DebugExit::new(stop.clone()));
+            pio.insert(port.into(), exit::SIZE.into(), "debug exit", device)?;
         }
         let ecam = layout.ecam();
         mmio.insert(

@@ -13,6 +13,7 @@ mod virtio;
 use std::io::{self, Write};
 use std::sync::Arc;
 
+use iommu_emul::sidecore::Counters;
 use pio_mmio_bus::bus::{Bus, BusError, BusReport};
 use pio_mmio_bus::pci::{RootComplex, RootError};
 use vm_memory::Bytes;
@@ -54,6 +55,8 @@ pub struct Config {
     pub iommu: Option<Iommu>,
     /// Where the serial port prints.
     pub serial: Box<dyn Write + Send>,
+    /// First of the four ports by which the guest ends the machine with a status ([`Stop::Exit`]), if there are any.
+    pub debug_exit: Option<u16>,
     /// Whether the handling of exits is timed, for a report.
     pub timed: bool,
 }
@@ -127,6 +130,7 @@ pub struct Machine {
     runners: Vec<Runner>,
     root: Arc<RootComplex>,
     devices: Box<dyn Stoppable>,
+    vtd: Option<Vtd>,
 }
 
 impl Machine {
@@ -170,7 +174,7 @@ impl Machine {
             None => Arc::new(router),
             Some(vtd) => vtd.remapper(router),
         })?;
-        let board = Motherboard::new(&vm, &layout, controller, config.serial)?;
+        let board = Motherboard::new(&vm, &layout, controller, config.serial, config.debug_exit)?;
         for bus in [&board.pio, &board.mmio] {
             bus.set_accounting(config.timed)?;
         }
@@ -186,7 +190,7 @@ impl Machine {
                 Devices::attach(peripherals, views, transport, &board)?
             }
             Some(vtd) => {
-                vtd.place(&board.mmio)?;
+                vtd.place(&vm, &board)?;
                 Devices::attach(peripherals, vtd.views(), transport, &board)?
             }
         };
@@ -229,6 +233,7 @@ impl Machine {
             runners,
             root: board.root,
             devices,
+            vtd,
         })
     }
 
@@ -250,6 +255,7 @@ impl Machine {
             threads: Vec::new(),
             _root: self.root,
             devices: self.devices,
+            vtd: self.vtd,
         };
         for runner in self.runners {
             match VcpuThread::spawn(runner) {
@@ -273,6 +279,7 @@ pub struct Running {
     /// The configuration ports and window on the buses do not hold it themselves.
     _root: Arc<RootComplex>,
     devices: Box<dyn Stoppable>,
+    vtd: Option<Vtd>,
 }
 
 /// A machine that has stopped.
@@ -283,6 +290,8 @@ pub struct Stopped {
     pub vcpus: Vec<Finished>,
     /// What was accessed: ports, then memory.
     pub buses: [BusReport; 2],
+    /// What the thread did that emulated the IOMMU, if there was one.
+    pub sidecore: Option<Counters>,
     /// Whether what the guest wrote to its disks is on stable storage.
     pub flushed: io::Result<()>,
 }
@@ -305,6 +314,7 @@ impl Running {
         let flushed = self.devices.stop();
         Stopped {
             flushed,
+            sidecore: self.vtd.as_ref().and_then(Vtd::counters),
             buses: self.buses.map(|bus| bus.report()),
             reason: self.stop.reason().cloned().unwrap_or(Stop::User),
             vcpus,

@@ -15,6 +15,8 @@ pub enum Stop {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
+    /// The guest wrote this to the debug-exit port.
+    Exit(u32),
     /// The guest cannot go on.
     Crash(Crash),
     /// This process was asked to end, by the signal with this number.
@@ -75,6 +77,7 @@ impl fmt::Display for Stop {
         match self {
             Self::PowerOff => f.write_str("the guest powered off"),
             Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::Exit(value) => write!(f, "the guest ended with the value {value:#x}"),
             Self::Crash(crash) => crash.fmt(f),
             Self::Signal(signal) => write!(f, "ended by signal {signal}"),
             Self::User => f.write_str("ended from the terminal"),

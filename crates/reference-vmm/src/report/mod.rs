@@ -23,6 +23,23 @@ pub struct Report {
     pub kernel: Vec<KernelCount>,
     /// What the exits to user space accessed: ports, then memory.
     pub buses: Vec<BusReport>,
+    /// The thread that emulated the IOMMU, if there was one.
+    pub sidecore: Option<SidecoreReport>,
+}
+
+/// What a sidecore did.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SidecoreReport {
+    /// Register writes of the guest that it found.
+    pub writes: u64,
+    /// How often it looked.
+    pub polls: u64,
+    /// How often it found something.
+    pub busy_polls: u64,
+    /// The share of time, 0 to 1, in which it had something to do.
+    pub busy_share: f64,
+    /// The longest time that one look with its work took, in nanoseconds.
+    pub longest_nanoseconds: u64,
 }
 
 /// Exits to user space of one kind.
@@ -86,6 +103,14 @@ impl Report {
             user,
             kernel,
             buses: stopped.buses.to_vec(),
+            sidecore: stopped.sidecore.map(|counters| SidecoreReport {
+                writes: counters.writes,
+                polls: counters.polls,
+                busy_polls: counters.busy_polls,
+                busy_share: counters.busy_share(),
+                longest_nanoseconds: u64::try_from(counters.longest_busy.as_nanos())
+                    .unwrap_or(u64::MAX),
+            }),
         }
     }
 

@@ -78,6 +78,7 @@ mod tests {
                 count: u64::MAX,
             }],
             buses: Vec::new(),
+            sidecore: None,
         };
         let svg = svg(&report);
         assert_eq!(svg.matches("<rect").count(), 2);

@@ -25,6 +25,14 @@ impl fmt::Display for Report {
         if unclaimed > 0 {
             row(f, "(no device)", &grouped(unclaimed), "")?;
         }
+        if let Some(sidecore) = &self.sidecore {
+            writeln!(f)?;
+            row(f, "sidecore", "number", "")?;
+            row(f, "register writes found", &grouped(sidecore.writes), "")?;
+            row(f, "looks", &grouped(sidecore.polls), "")?;
+            let share = format!("{:.1} %", 100.0 * sidecore.busy_share);
+            row(f, "time with work", &share, "")?;
+        }
         if !self.kernel.is_empty() {
             writeln!(f)?;
             row(f, "counted by KVM", "number", "")?;

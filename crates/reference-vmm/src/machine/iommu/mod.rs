@@ -23,6 +23,8 @@ pub struct VtdOptions {
     pub caching_mode: bool,
     /// Scalable mode (VT-d §3.4.3), with first-stage and nested translation and PASIDs of 20 bits.
     pub scalable: bool,
+    /// The unit is emulated by a thread that polls its first register page, so that accesses to it do not exit.
+    pub sidecore: bool,
 }
 
 /// Why a machine could not have an IOMMU.
@@ -40,4 +42,7 @@ pub enum IommuError {
     /// No thread.
     #[error("sidecore: {0}")]
     Sidecore(#[source] io::Error),
+    /// No memory for the page that guest and sidecore share.
+    #[error("the sidecore's register page: {0}")]
+    Page(#[from] vm_memory::mmap::FromRangesError),
 }

@@ -1,20 +1,24 @@
 use std::sync::Arc;
 
 use iommu_emul::dmar::{DeviceScope, Dmar, Drhd};
+use iommu_emul::sidecore::{Backoff, Counters, PageControl, PolledUnit, Sidecore};
 use iommu_emul::vtd::{Config, DmaView, Remapper, Unit};
-use pio_mmio_bus::bus::{Bus, BusError};
 use pio_mmio_bus::interrupt::MsiRouter;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::{IommuError, VtdOptions};
 use crate::irq::{IOAPIC_REQUESTER, KvmRouter, KvmSink};
-use crate::kvm::Vm;
-use crate::machine::Memory;
+use crate::kvm::{Vm, Window};
+use crate::machine::board::Motherboard;
 use crate::machine::layout::{IOAPIC_ID, VTD};
+use crate::machine::stop::{Stop, StopSwitch};
 use crate::machine::virtio::Views;
+use crate::machine::{MachineError, Memory};
 
 /// A VT-d unit that all PCI functions and the I/O APIC are behind.
 pub(in crate::machine) struct Vtd {
     unit: Arc<Unit<Memory>>,
+    sidecore: Option<Sidecore>,
 }
 
 impl Vtd {
@@ -27,8 +31,9 @@ impl Vtd {
         let VtdOptions {
             caching_mode,
             scalable,
+            sidecore,
         } = options;
-        let config = Config {
+        let mut config = Config {
             host_address_width: address_bits.clamp(32, 52),
             caching_mode,
             scalable,
@@ -37,9 +42,17 @@ impl Vtd {
             pasid_bits: if scalable { 20 } else { 0 },
             ..Config::default()
         };
+        if sidecore {
+            config = config.on_second_page();
+        }
+        let sidecore = sidecore
+            .then(|| Sidecore::start(Backoff::default()))
+            .transpose()
+            .map_err(IommuError::Sidecore)?;
         let sink = Arc::new(KvmSink::new(vm.clone()));
         Ok(Self {
             unit: Unit::new(config.capabilities()?, vm.memory().clone(), sink),
+            sidecore,
         })
     }
 
@@ -57,11 +70,38 @@ impl Vtd {
         }
     }
 
-    /// Puts the registers on the bus.
-    pub(in crate::machine) fn place(&self, mmio: &Bus) -> Result<(), BusError> {
+    /// Puts the registers on the bus, and before the first page of them the sidecore's, if there is one.
+    pub(in crate::machine) fn place(
+        &self,
+        vm: &Vm,
+        board: &Motherboard,
+    ) -> Result<(), MachineError> {
         let size = self.unit.capabilities().register_bytes();
-        mmio.insert(VTD, size, "VT-d unit", self.unit.clone())?;
+        board
+            .mmio
+            .insert(VTD, size, "VT-d unit", self.unit.clone())?;
+        let Some(sidecore) = &self.sidecore else {
+            return Ok(());
+        };
+        let base = GuestAddress(VTD);
+        let page = GuestMemoryMmap::from_ranges(&[(base, PAGE)])
+            .map(Arc::new)
+            .map_err(IommuError::Page)?;
+        let window = Arc::new(vm.window(page.clone()));
+        let control = Box::new(Trap {
+            window: window.clone(),
+            stop: board.stop.clone(),
+        });
+        // The page is filled in before it is shown.
+        let polled = PolledUnit::new(self.unit.clone(), page, base, control);
+        window.set_shown(true)?;
+        sidecore.attach(polled);
         Ok(())
+    }
+
+    /// What the sidecore did so far.
+    pub(in crate::machine) fn counters(&self) -> Option<Counters> {
+        self.sidecore.as_ref().map(Sidecore::counters)
     }
 
     /// The ACPI table that announces the unit.
@@ -79,5 +119,24 @@ impl Vtd {
             }],
         })?;
         Ok(dmar)
+    }
+}
+
+/// Size of a page in bytes.
+const PAGE: usize = 4096;
+
+/// Has accesses to the first register page exit for a while.
+struct Trap {
+    window: Arc<Window>,
+    stop: Arc<StopSwitch>,
+}
+
+impl PageControl for Trap {
+    // KVM waits for accesses to the page. A trapped access that is still on its way to the unit when the page is shown again changes
+    // the unit as it would have before, and the sidecore then shows that.
+    fn set_trapped(&self, trapped: bool) {
+        if let Err(error) = self.window.set_shown(!trapped) {
+            self.stop.throw(Stop::Host(error.to_string()));
+        }
     }
 }
