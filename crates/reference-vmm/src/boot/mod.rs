@@ -1,6 +1,7 @@
 //! Puts a kernel into guest memory and says how the first vCPU enters it.
 
 mod linux;
+mod multiboot;
 mod pvh;
 
 use std::fs::File;
@@ -11,6 +12,8 @@ use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+pub use multiboot::{LOADED as MULTIBOOT_LOADED, MultibootError};
+
 use crate::machine::layout::{HIGH_RAM, Layout};
 
 /// Where the command line is, terminated by a zero byte.
@@ -19,6 +22,10 @@ const CMDLINE: GuestAddress = GuestAddress(0x2_0000);
 const CMDLINE_LIMIT: usize = 0x1_0000;
 /// Where the zero page or the PVH start info is.
 const BOOT_INFO: GuestAddress = GuestAddress(0x7000);
+
+/// How an ELF file begins, and its class for 32 bits.
+const MAGIC: [u8; 4] = *b"\x7fELF";
+const ELF_32_BITS: u8 = 1;
 
 /// A file that was opened, with the name that error messages give it.
 #[derive(Debug)]
@@ -47,7 +54,7 @@ impl Image {
 /// What is booted.
 #[derive(Debug)]
 pub enum Payload {
-    /// A Linux kernel.
+    /// A kernel from a file.
     Linux(Linux),
     /// Bytes that are entered at their start like a PVH kernel: in 32-bit mode without paging.
     Flat {
@@ -58,10 +65,10 @@ pub enum Payload {
     },
 }
 
-/// A Linux kernel and what it is given.
+/// A kernel, mostly Linux, and what it is given.
 #[derive(Debug)]
 pub struct Linux {
-    /// A bzImage, or an ELF kernel with a PVH entry point.
+    /// A bzImage, an ELF kernel with a PVH entry point, or a kernel with a Multiboot header.
     pub kernel: Image,
     /// The initial RAM disk.
     pub initrd: Option<Image>,
@@ -85,6 +92,13 @@ pub enum Entry {
         rip: u64,
         /// The start info.
         start_info: u64,
+    },
+    /// In 32-bit mode without paging, with EAX at [`MULTIBOOT_LOADED`] and EBX at the information (Multiboot 0.6.96 §3.2).
+    Multiboot {
+        /// First instruction.
+        rip: u64,
+        /// The information.
+        information: u64,
     },
 }
 
@@ -110,6 +124,14 @@ pub enum BootError {
         path: PathBuf,
         /// What went wrong.
         reason: String,
+    },
+    /// A kernel with a Multiboot header could not be loaded.
+    #[error("cannot load the kernel {}: {source}", path.display())]
+    Multiboot {
+        /// Its name.
+        path: PathBuf,
+        /// What went wrong.
+        source: MultibootError,
     },
     /// The kernel has none of the formats that can be booted.
     #[error("{} is not a kernel for this machine: {reason}", .path.display())]
@@ -170,44 +192,35 @@ fn load_linux(
     mut payload: Linux,
     rsdp: u64,
 ) -> Result<Entry, BootError> {
-    let mut magic = [0; 4];
     let kernel = &mut payload.kernel;
-    let unreadable = |path: &PathBuf, reason: io::Error| BootError::Load {
-        what: "kernel",
-        path: path.clone(),
-        reason: reason.to_string(),
-    };
-    let known = kernel
-        .file
-        .read_exact(&mut magic)
-        .and_then(|()| kernel.file.rewind());
-    match known {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+    let mut beginning = Vec::new();
+    (&mut kernel.file)
+        .take(multiboot::SEARCHED as u64)
+        .read_to_end(&mut beginning)
+        .and_then(|_| kernel.file.rewind())
+        .map_err(|reason| BootError::Load {
+            what: "kernel",
+            path: kernel.path.clone(),
+            reason: reason.to_string(),
+        })?;
+    if beginning.len() < MAGIC.len() {
+        return Err(BootError::Format {
+            path: kernel.path.clone(),
+            reason: "it is too short",
+        });
+    }
+    let is_elf64 = beginning.starts_with(&MAGIC) && beginning.get(4) != Some(&ELF_32_BITS);
+    if !is_elf64 && let Some(header) = multiboot::Header::find(&beginning) {
+        return load_multiboot(memory, layout, payload, &header);
+    }
+    if beginning.starts_with(&MAGIC) {
+        if !is_elf64 {
             return Err(BootError::Format {
                 path: kernel.path.clone(),
-                reason: "it is too short",
+                reason: "it is a 32-bit ELF file without a Multiboot header",
             });
         }
-        Err(error) => return Err(unreadable(&kernel.path, error)),
-    }
-    if magic == *b"\x7fELF" {
-        let loaded = Elf::load(memory, None, &mut kernel.file, None)
-            .map_err(|error| load_failed(kernel, error))?;
-        let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-            return Err(BootError::Format {
-                path: kernel.path.clone(),
-                reason: "it is an ELF file without a PVH entry point (CONFIG_PVH)",
-            });
-        };
-        let limit = CMDLINE_LIMIT.saturating_sub(1);
-        write_cmdline(memory, &payload.cmdline, limit)?;
-        let initrd = load_initrd(memory, layout, &mut payload, loaded.kernel_end, u64::MAX)?;
-        pvh::write_start_info(memory, layout, initrd, rsdp)?;
-        return Ok(Entry::Pvh {
-            rip: entry.0,
-            start_info: BOOT_INFO.0,
-        });
+        return load_pvh(memory, layout, payload, rsdp);
     }
     let loaded = BzImage::load(memory, Some(GuestAddress(HIGH_RAM)), &mut kernel.file, None)
         .map_err(|error| match error {
@@ -235,6 +248,52 @@ fn load_linux(
     Ok(Entry::Linux64 {
         rip: loaded.kernel_load.0 + linux::ENTRY_64,
         boot_params: BOOT_INFO.0,
+    })
+}
+
+fn load_pvh(
+    memory: &GuestMemoryMmap,
+    layout: &Layout,
+    mut payload: Linux,
+    rsdp: u64,
+) -> Result<Entry, BootError> {
+    let kernel = &mut payload.kernel;
+    let loaded = Elf::load(memory, None, &mut kernel.file, None)
+        .map_err(|error| load_failed(kernel, error))?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(BootError::Format {
+            path: kernel.path.clone(),
+            reason: "it is an ELF file without a PVH entry point (CONFIG_PVH)",
+        });
+    };
+    write_cmdline(memory, &payload.cmdline, CMDLINE_LIMIT - 1)?;
+    let initrd = load_initrd(memory, layout, &mut payload, loaded.kernel_end, u64::MAX)?;
+    pvh::write_start_info(memory, layout, initrd, rsdp)?;
+    Ok(Entry::Pvh {
+        rip: entry.0,
+        start_info: BOOT_INFO.0,
+    })
+}
+
+fn load_multiboot(
+    memory: &GuestMemoryMmap,
+    layout: &Layout,
+    mut payload: Linux,
+    header: &multiboot::Header,
+) -> Result<Entry, BootError> {
+    let kernel = &mut payload.kernel;
+    let loaded = multiboot::load(memory, layout, header, &mut kernel.file).map_err(|source| {
+        BootError::Multiboot {
+            path: kernel.path.clone(),
+            source,
+        }
+    })?;
+    write_cmdline(memory, &payload.cmdline, CMDLINE_LIMIT - 1)?;
+    let initrd = load_initrd(memory, layout, &mut payload, loaded.end, u64::MAX)?;
+    multiboot::write_information(memory, layout, initrd)?;
+    Ok(Entry::Multiboot {
+        rip: loaded.entry.into(),
+        information: BOOT_INFO.0,
     })
 }
 

@@ -3,7 +3,7 @@
 use kvm_bindings::{CpuId, Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::boot::Entry;
+use crate::boot::{Entry, MULTIBOOT_LOADED};
 use crate::kvm::{KvmError, Vcpu};
 
 /// Where the descriptor table of the boot protocols is.
@@ -92,6 +92,13 @@ pub fn prepare(
         Entry::Linux64 { rip, boot_params } => kvm_regs {
             rip,
             rsi: boot_params,
+            rflags: RFLAGS_RESERVED,
+            ..Default::default()
+        },
+        Entry::Multiboot { rip, information } => kvm_regs {
+            rip,
+            rax: MULTIBOOT_LOADED.into(),
+            rbx: information,
             rflags: RFLAGS_RESERVED,
             ..Default::default()
         },
