@@ -7,7 +7,7 @@
 )]
 
 use iommu_emul::dmar::{DeviceScope, Dmar, Drhd};
-use reference_vmm::acpi::{Board, Tables, VirtioMmioSlot, build};
+use reference_vmm::acpi::{Board, IommuTable, Tables, VirtioMmioSlot, build};
 use reference_vmm::irq::IOAPIC_REQUESTER;
 use reference_vmm::machine::layout::{ACPI_TABLES, GIB, IOAPIC_ID, Layout, VTD};
 
@@ -17,7 +17,7 @@ fn tables(cpus: u8, slots: &[VirtioMmioSlot]) -> Tables {
         layout: &layout,
         cpus,
         virtio_mmio: slots,
-        dmar: None,
+        iommu: None,
     };
     build(&board).unwrap()
 }
@@ -88,7 +88,7 @@ fn as_many_buses_are_announced_as_have_configuration_space() {
         layout: &layout,
         cpus: 1,
         virtio_mmio: &[],
-        dmar: None,
+        iommu: None,
     };
     let tables = build(&board).unwrap();
     let mcfg = find(&tables, "MCFG");
@@ -116,7 +116,7 @@ fn dmar_names_the_unit_and_the_io_apic() {
         layout: &layout,
         cpus: 1,
         virtio_mmio: &[],
-        dmar: Some(&dmar),
+        iommu: Some(&IommuTable::Dmar(dmar)),
     };
     let tables = build(&board).unwrap();
     let bytes = find(&tables, "DMAR");

@@ -160,6 +160,7 @@ fn wrong_arguments_have_a_status_of_their_own() {
         &["run", "--kernel", "k", "--transport", "isa"],
         &["run", "--kernel", "k", "--iommu", "amd"],
         &["run", "--kernel", "k", "--iommu", "vtd,lazy"],
+        &["run", "--kernel", "k", "--iommu", "virtio,sidecore"],
         &["run", "--kernel", "k", "--debug-exit", "0x10000"],
         &["fly"],
     ] {

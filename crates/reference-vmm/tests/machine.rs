@@ -101,20 +101,22 @@ fn an_iommu_needs_devices_that_it_can_tell_apart() {
             sidecore: true,
             ..VtdOptions::default()
         };
-        let machine = Machine::new(Config {
-            iommu: Some(Iommu::Vtd(scalable)),
-            ..config(&POWER_OFF, 1, transport, &Output::default())
-        });
-        match machine {
-            Ok(machine) => {
-                assert_eq!(transport, Transport::Pci);
-                let stopped = machine.start().unwrap().wait().unwrap();
-                assert_eq!(stopped.reason, Stop::PowerOff);
+        for iommu in [Iommu::Vtd(scalable), Iommu::Virtio] {
+            let machine = Machine::new(Config {
+                iommu: Some(iommu),
+                ..config(&POWER_OFF, 1, transport, &Output::default())
+            });
+            match machine {
+                Ok(machine) => {
+                    assert_eq!(transport, Transport::Pci);
+                    let stopped = machine.start().unwrap().wait().unwrap();
+                    assert_eq!(stopped.reason, Stop::PowerOff);
+                }
+                Err(MachineError::Iommu(IommuError::Transport)) => {
+                    assert_ne!(transport, Transport::Pci);
+                }
+                Err(other) => panic!("{other}"),
             }
-            Err(MachineError::Iommu(IommuError::Transport)) => {
-                assert_ne!(transport, Transport::Pci);
-            }
-            Err(other) => panic!("{other}"),
         }
     }
 }

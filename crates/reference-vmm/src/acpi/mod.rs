@@ -13,6 +13,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use iommu_emul::dmar::Dmar;
+use iommu_emul::viot::Viot;
 
 pub use dsdt::VirtioMmioSlot;
 
@@ -38,8 +39,17 @@ pub struct Board<'a> {
     pub cpus: u8,
     /// The virtio devices that are not found by themselves.
     pub virtio_mmio: &'a [VirtioMmioSlot],
-    /// The VT-d units, if there are any.
-    pub dmar: Option<&'a Dmar>,
+    /// What announces the IOMMU, if there is one.
+    pub iommu: Option<&'a IommuTable>,
+}
+
+/// The table that tells of IOMMUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IommuTable {
+    /// VT-d units (VT-d §8).
+    Dmar(Dmar),
+    /// Paravirtual IOMMUs (ACPI 6.5, VIOT).
+    Viot(Viot),
 }
 
 /// The tables as they lie in guest memory.
@@ -70,8 +80,8 @@ pub fn build(board: &Board<'_>) -> Result<Tables, TooLarge> {
     let madt = tables.append(&madt(board.cpus));
     let mcfg = tables.append(&mcfg(board.layout));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    let dmar = board.dmar.map(|body| tables.append(&dmar(body)));
-    for table in [fadt, madt, mcfg].into_iter().chain(dmar) {
+    let iommu = board.iommu.map(|table| tables.append(&iommu(table)));
+    for table in [fadt, madt, mcfg].into_iter().chain(iommu) {
         xsdt.add_entry(table);
     }
     let xsdt = tables.append(&xsdt);
@@ -141,10 +151,20 @@ fn madt(cpus: u8) -> impl Aml {
     madt
 }
 
-fn dmar(body: &Dmar) -> Sdt {
-    // Revision 1 (VT-d §8.1).
-    let mut table = Sdt::new(*b"DMAR", HEADER, 1, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    table.append_slice(body.body());
+fn iommu(table: &IommuTable) -> Sdt {
+    let (signature, revision, body) = match table {
+        IommuTable::Dmar(dmar) => (*b"DMAR", 1, dmar.body().to_vec()),
+        IommuTable::Viot(viot) => (*b"VIOT", 0, viot.body()),
+    };
+    let mut table = Sdt::new(
+        signature,
+        HEADER,
+        revision,
+        OEM_ID,
+        OEM_TABLE_ID,
+        OEM_REVISION,
+    );
+    table.append_slice(&body);
     table
 }
 

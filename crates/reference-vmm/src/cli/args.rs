@@ -91,8 +91,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
     pub(super) transport: TransportArg,
 
-    /// IOMMU before all devices: an Intel VT-d unit with interrupt remapping. With `sidecore` a thread polls its registers instead of taking exits. `strict` has a Linux guest invalidate at once what it unmaps
-    #[arg(long, value_name = "vtd[,strict][,caching-mode][,scalable][,sidecore]", value_parser = iommu)]
+    /// IOMMU before all devices: an Intel VT-d unit with interrupt remapping, or a virtio-iommu. Options: `strict` has a Linux guest invalidate at once what it unmaps; of VT-d, `caching-mode`, `scalable`, and `sidecore`, with which a thread polls its registers instead of taking exits
+    #[arg(long, value_name = "vtd|virtio[,OPTION...]", value_parser = iommu)]
     pub(super) iommu: Option<IommuArg>,
 
     /// Port by which the guest ends the machine: a VALUE written there makes the exit status VALUE * 2 + 1, modulo 256
@@ -184,28 +184,24 @@ pub(super) struct IommuArg {
 
 fn iommu(text: &str) -> Result<IommuArg, String> {
     let mut words = text.split(',');
-    if words.next() != Some("vtd") {
-        return Err("the only kind of IOMMU is `vtd`".to_owned());
-    }
+    let kind = words.next().unwrap_or_default();
     let mut options = VtdOptions::default();
     let mut strict = false;
     for option in words {
-        match option {
-            "strict" => strict = true,
-            "caching-mode" => options.caching_mode = true,
-            "scalable" => options.scalable = true,
-            "sidecore" => options.sidecore = true,
-            _ => {
-                return Err(format!(
-                    "unknown option `{option}`, expected strict, caching-mode, scalable or sidecore"
-                ));
-            }
+        match (kind, option) {
+            (_, "strict") => strict = true,
+            ("vtd", "caching-mode") => options.caching_mode = true,
+            ("vtd", "scalable") => options.scalable = true,
+            ("vtd", "sidecore") => options.sidecore = true,
+            _ => return Err(format!("the IOMMU `{kind}` has no option `{option}`")),
         }
     }
-    Ok(IommuArg {
-        iommu: Iommu::Vtd(options),
-        strict,
-    })
+    let iommu = match kind {
+        "vtd" => Iommu::Vtd(options),
+        "virtio" => Iommu::Virtio,
+        _ => return Err(format!("no IOMMU is called `{kind}`, only vtd and virtio")),
+    };
+    Ok(IommuArg { iommu, strict })
 }
 
 /// Where a virtio console is connected to.

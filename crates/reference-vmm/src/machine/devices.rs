@@ -74,7 +74,7 @@ impl<A: DmaView> Devices<A> {
         transport: Transport,
         board: &Motherboard,
     ) -> Result<(Box<dyn Stoppable>, Vec<VirtioMmioSlot>), MachineError> {
-        let mut virtio = VirtioDevices::new(views, transport);
+        let mut virtio = VirtioDevices::new(views, transport, 1);
         let Peripherals {
             disks,
             nics,
@@ -139,7 +139,8 @@ impl<A: DmaView> Stoppable for Devices<A> {
     }
 }
 
-fn worker(name: &str) -> Result<Worker, AttachError> {
+/// A thread for a virtio device.
+pub(super) fn worker(name: &str) -> Result<Worker, AttachError> {
     Worker::spawn(name).map_err(|source| AttachError::Worker {
         name: name.to_owned(),
         source,

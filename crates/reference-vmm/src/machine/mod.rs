@@ -34,7 +34,7 @@ use crate::kvm::{self, Irqchip, KvmError, Vm};
 use crate::vcpu::{self, Buses, Finished, Runner, StartError, VcpuThread, cpuid};
 use board::Motherboard;
 use devices::{Devices, Stoppable};
-use iommu::Vtd;
+use iommu::Translation;
 use layout::{FIRMWARE_ENTRY, Layout, LayoutError};
 use stop::{Stop, StopSwitch};
 use virtio::Views;
@@ -130,7 +130,7 @@ pub struct Machine {
     runners: Vec<Runner>,
     root: Arc<RootComplex>,
     devices: Box<dyn Stoppable>,
-    vtd: Option<Vtd>,
+    translation: Option<Translation>,
 }
 
 impl Machine {
@@ -153,26 +153,25 @@ impl Machine {
             layout = layout.with_last_pci_bus(config.peripherals.devices());
         }
         let shared = !config.peripherals.vhost_user.is_empty();
-        if shared && config.iommu.is_some() {
-            return Err(VhostUserError::Iommu.into());
-        }
-        let memory = memory::map(&layout, shared)?;
-        let irqchip = match config.iommu {
-            None => Irqchip::Full,
-            Some(Iommu::Vtd(_)) => Irqchip::Split,
-        };
-        let vm = Vm::new(&kvm, memory.clone(), irqchip)?;
-        let vtd = match config.iommu {
-            None => None,
-            Some(_) if config.transport != Transport::Pci => {
+        if config.iommu.is_some() {
+            if config.transport != Transport::Pci {
                 return Err(IommuError::Transport.into());
             }
-            Some(Iommu::Vtd(options)) => Some(Vtd::new(options, &vm, address_bits)?),
-        };
+            if shared {
+                return Err(VhostUserError::Iommu.into());
+            }
+        }
+        let memory = memory::map(&layout, shared)?;
+        let irqchip = config.iommu.map_or(Irqchip::Full, Iommu::irqchip);
+        let vm = Vm::new(&kvm, memory.clone(), irqchip)?;
+        let mut translation = config
+            .iommu
+            .map(|iommu| Translation::new(iommu, &vm, address_bits))
+            .transpose()?;
 
-        let controller = Controller::new(&vm, |router| match &vtd {
+        let controller = Controller::new(&vm, |router| match &translation {
             None => Arc::new(router),
-            Some(vtd) => vtd.remapper(router),
+            Some(translation) => translation.remapper(router),
         })?;
         let board = Motherboard::new(&vm, &layout, controller, config.serial, config.debug_exit)?;
         for bus in [&board.pio, &board.mmio] {
@@ -180,27 +179,23 @@ impl Machine {
         }
 
         let (peripherals, transport) = (config.peripherals, config.transport);
-        let (devices, slots) = match &vtd {
+        let (devices, slots) = match &mut translation {
             None => {
-                let memory = memory.clone();
-                let views = Views {
-                    view: Box::new(move |_| memory.clone()),
-                    translated: false,
-                };
+                let views = Views::plain(memory.clone());
                 Devices::attach(peripherals, views, transport, &board)?
             }
-            Some(vtd) => {
-                vtd.place(&vm, &board)?;
-                Devices::attach(peripherals, vtd.views(), transport, &board)?
+            Some(translation) => {
+                translation.place(&vm, &board)?;
+                Devices::attach(peripherals, translation.views(), transport, &board)?
             }
         };
 
-        let dmar = vtd.as_ref().map(Vtd::dmar).transpose()?;
+        let iommu = translation.as_ref().map(Translation::table).transpose()?;
         let tables = acpi::build(&Board {
             layout: &layout,
             cpus: config.cpus,
             virtio_mmio: &slots,
-            dmar: dmar.as_ref(),
+            iommu: iommu.as_ref(),
         })?;
         memory.write_slice(&tables.bytes, GuestAddress(tables.address))?;
         memory.write_slice(&keyboard::FIRMWARE, GuestAddress(FIRMWARE_ENTRY))?;
@@ -233,7 +228,7 @@ impl Machine {
             runners,
             root: board.root,
             devices,
-            vtd,
+            translation,
         })
     }
 
@@ -255,7 +250,7 @@ impl Machine {
             threads: Vec::new(),
             _root: self.root,
             devices: self.devices,
-            vtd: self.vtd,
+            translation: self.translation,
         };
         for runner in self.runners {
             match VcpuThread::spawn(runner) {
@@ -279,7 +274,7 @@ pub struct Running {
     /// The configuration ports and window on the buses do not hold it themselves.
     _root: Arc<RootComplex>,
     devices: Box<dyn Stoppable>,
-    vtd: Option<Vtd>,
+    translation: Option<Translation>,
 }
 
 /// A machine that has stopped.
@@ -312,9 +307,12 @@ impl Running {
             .filter_map(VcpuThread::join)
             .collect();
         let flushed = self.devices.stop();
+        if let Some(translation) = &self.translation {
+            translation.pause();
+        }
         Stopped {
             flushed,
-            sidecore: self.vtd.as_ref().and_then(Vtd::counters),
+            sidecore: self.translation.as_ref().and_then(Translation::counters),
             buses: self.buses.map(|bus| bus.report()),
             reason: self.stop.reason().cloned().unwrap_or(Stop::User),
             vcpus,

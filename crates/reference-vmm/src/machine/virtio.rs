@@ -10,9 +10,9 @@ use virtio_devices::net::NetError;
 use virtio_devices::transport::{MmioTransport, PciError, PciOptions, PciTransport};
 use virtio_devices::{DmaView, VirtioDevice, WorkerError};
 
-use super::MachineError;
 use super::board::Motherboard;
 use super::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SLOT};
+use super::{MachineError, Memory};
 use crate::acpi::VirtioMmioSlot;
 use crate::irq;
 
@@ -104,20 +104,34 @@ pub(super) struct Views<A> {
     pub(super) translated: bool,
 }
 
+impl Views<Memory> {
+    /// All of `memory`, without an IOMMU.
+    pub(super) fn plain(memory: Memory) -> Self {
+        Self {
+            view: Box::new(move |_| memory.clone()),
+            translated: false,
+        }
+    }
+}
+
 /// The virtio devices of a machine, which see memory as `A`.
 pub(super) struct VirtioDevices<A> {
     views: Views<A>,
     transport: Transport,
+    /// Device number of the first on PCI bus 0.
+    first: u8,
     attached: Vec<Attached<A>>,
     /// What the ACPI tables have to name.
     pub(super) slots: Vec<VirtioMmioSlot>,
 }
 
 impl<A: DmaView> VirtioDevices<A> {
-    pub(super) fn new(views: Views<A>, transport: Transport) -> Self {
+    /// No devices yet. On PCI bus 0, device numbers from `first` on will be theirs.
+    pub(super) fn new(views: Views<A>, transport: Transport, first: u8) -> Self {
         Self {
             views,
             transport,
+            first,
             attached: Vec::new(),
             slots: Vec::new(),
         }
@@ -140,15 +154,16 @@ impl<A: DmaView> VirtioDevices<A> {
         Ok(())
     }
 
-    /// On bus 0, from device 1 on, or behind a port that is there.
+    /// On bus 0, or behind a port that is there.
     fn attach_pci(
         &mut self,
         name: &str,
         device: Arc<dyn VirtioDevice<A>>,
         board: &Motherboard,
     ) -> Result<PciTransport<A>, MachineError> {
-        let number = u8::try_from(self.attached.len().saturating_add(1))
+        let number = u8::try_from(self.attached.len())
             .ok()
+            .and_then(|attached| self.first.checked_add(attached))
             .filter(|number| *number < PCI_DEVICES)
             .ok_or_else(|| AttachError::NoRoom {
                 name: name.to_owned(),

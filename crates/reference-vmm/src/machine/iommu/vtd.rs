@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
+use iommu_emul::dma::DmaView;
 use iommu_emul::dmar::{DeviceScope, Dmar, Drhd};
 use iommu_emul::sidecore::{Backoff, Counters, PageControl, PolledUnit, Sidecore};
-use iommu_emul::vtd::{Config, DmaView, Remapper, Unit};
+use iommu_emul::vtd::{Config, Remapper, Unit};
 use pio_mmio_bus::interrupt::MsiRouter;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
