@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use iommu_emul::dma::DmaView;
 use iommu_emul::dmar::{DeviceScope, Dmar, Drhd};
@@ -47,7 +48,7 @@ impl Vtd {
             config = config.on_second_page();
         }
         let sidecore = sidecore
-            .then(|| Sidecore::start(Backoff::default()))
+            .then(|| Sidecore::start(BACKOFF))
             .transpose()
             .map_err(IommuError::Sidecore)?;
         let sink = Arc::new(KvmSink::new(vm.clone()));
@@ -122,6 +123,13 @@ impl Vtd {
         Ok(dmar)
     }
 }
+
+/// The sidecore may share its core with a vCPU that waits for it, so it soon lets others run.
+const BACKOFF: Backoff = Backoff {
+    spins: 100,
+    yields: 1000,
+    longest_sleep: Duration::from_micros(100),
+};
 
 /// Size of a page in bytes.
 const PAGE: usize = 4096;
