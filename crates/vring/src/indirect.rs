@@ -8,9 +8,9 @@ use crate::error::Rule;
 use crate::mapping::Anchor;
 use crate::spec::{DescriptorFlags, packed, split};
 
-/// Appends the chain in a split ring's table, which begins at its first entry and is linked by `next`.
+/// Appends and finishes the chain in a split ring's table, which begins at its first entry and is linked by `next`.
 pub(crate) fn walk_linked<H, A>(
-    chain: &mut Builder<'_, H, A>,
+    mut chain: Builder<'_, H, A>,
     addr: u64,
     len: u32,
 ) -> Result<(), Rule>
@@ -32,6 +32,7 @@ where
             flags.contains(DescriptorFlags::WRITE),
         )?;
         if !flags.contains(DescriptorFlags::NEXT) {
+            chain.finish();
             return Ok(());
         }
         index = descriptor.next.get();
@@ -41,9 +42,9 @@ where
     }
 }
 
-/// Appends a packed ring's table: all of it, in order. Of the flags only `WRITE` counts, but tables do not nest.
+/// Appends and finishes a packed ring's table: all of it, in order. Of the flags only `WRITE` counts, but tables do not nest.
 pub(crate) fn walk_sequence<H, A>(
-    chain: &mut Builder<'_, H, A>,
+    mut chain: Builder<'_, H, A>,
     addr: u64,
     len: u32,
 ) -> Result<(), Rule>
@@ -64,5 +65,6 @@ where
             flags.contains(DescriptorFlags::WRITE),
         )?;
     }
+    chain.finish();
     Ok(())
 }

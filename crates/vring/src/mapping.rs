@@ -225,35 +225,33 @@ impl<A: GuestAddressSpace> Regions<A> {
         std::ptr::eq(memory, &raw const *self.view) && size_of::<A::M>() != 0
     }
 
-    /// The range as one slice of `memory`, if it is one: if the memory is the one whose regions these are, and the range
-    /// lies in one of them.
+    /// The range as one slice of `memory`, if that is the memory whose regions these are, and the range lies in the region in
+    /// which the last one did.
     #[inline(always)]
-    pub(crate) fn find<'m>(
-        &self,
-        memory: &'m A::M,
-        addr: u64,
-        len: u32,
-    ) -> Option<Slice<'m, A::M>> {
+    fn find_again<'m>(&self, memory: &'m A::M, addr: u64, len: u32) -> Option<Slice<'m, A::M>> {
         if !self.are_of(memory) {
             return None;
         }
-        let last = self.list.get(self.hint.load(Ordering::Relaxed))?;
+        let region = self.list.get(self.hint.load(Ordering::Relaxed))?;
         // SAFETY: the slice is one of `memory`, which is borrowed for `'m`.
-        match unsafe { last.find(addr, len) } {
-            Some(slice) => Some(slice),
-            // SAFETY: as above.
-            None => unsafe { self.search(addr)?.find(addr, len) },
-        }
+        unsafe { region.find(addr, len) }
     }
 
+    /// The range as one slice of `memory`, if that is the memory whose regions these are, and the range lies in one of them.
     #[cold]
     #[inline(never)]
-    fn search(&self, addr: u64) -> Option<&Region<A::M>> {
+    fn find<'m>(&self, memory: &'m A::M, addr: u64, len: u32) -> Option<Slice<'m, A::M>> {
+        self.search(addr);
+        self.find_again(memory, addr, len)
+    }
+
+    /// Looks for the region of an address.
+    fn search(&self, addr: u64) {
         let contains =
             |region: &Region<A::M>| addr.wrapping_sub(region.start) < region.slice.0.len() as u64;
-        let index = self.list.iter().position(contains)?;
-        self.hint.store(index, Ordering::Relaxed);
-        self.list.get(index)
+        if let Some(index) = self.list.iter().position(contains) {
+            self.hint.store(index, Ordering::Relaxed);
+        }
     }
 }
 
@@ -288,10 +286,15 @@ impl<H: Anchor, T> Segments<H, T> {
     where
         A: GuestAddressSpace<M = H::Memory>,
     {
-        let slice = regions.find(self.anchor.memory(), addr, len);
-        slice
-            .map(|slice| self.room.list.push(Erased::new(slice)))
-            .is_some()
+        // Pushed in either case, not once for both: what comes from two places would go through memory.
+        match regions.find_again(self.anchor.memory(), addr, len) {
+            Some(slice) => self.room.list.push(Erased::new(slice)),
+            None => match regions.find(self.anchor.memory(), addr, len) {
+                Some(slice) => self.room.list.push(Erased::new(slice)),
+                None => return false,
+            },
+        }
+        true
     }
 
     /// Appends the slices that make up the range, which must not be empty, as long as there are no more than `limit` in all.

@@ -60,20 +60,26 @@ struct InFlight {
 /// A copy of a descriptor in flight.
 #[derive(Clone, Copy)]
 struct Copied {
-    descriptor: Descriptor,
+    /// The [`Descriptor`], as words: it is copied by words then.
+    words: [u64; 2],
     /// The next of the same chain, or of the free copies. Chains take the first free ones and are put before them, so it does not
     /// change while the chain is in flight.
     next: u16,
 }
 
 impl Copied {
+    #[inline(always)]
+    fn descriptor(&self) -> Descriptor {
+        transmute!(self.words)
+    }
+
     fn entry(&self) -> PackedEntry {
         let Descriptor {
             addr,
             len,
             id,
             flags,
-        } = self.descriptor;
+        } = self.descriptor();
         PackedEntry {
             addr: addr.get(),
             len: len.get(),
@@ -96,13 +102,11 @@ pub(super) struct Packed<M: GuestMemory> {
     staged: Option<(usize, u64)>,
     /// Slots published since `needs_interrupt` was last asked.
     unsignalled: u32,
-    /// Descriptors not in flight.
-    free: u16,
     /// For each buffer ID.
     in_flight: Box<[InFlight]>,
     /// Copies of the descriptors in flight: those in the ring are overwritten by chains that are pushed earlier.
     copies: Box<[Copied]>,
-    /// The first free copy.
+    /// The first free copy; the queue size if there is none.
     free_copy: u16,
     /// With `IN_ORDER`.
     order: Option<Box<InOrder>>,
@@ -141,7 +145,8 @@ impl<M: GuestMemory> Packed<M> {
         }
         for chain in in_flight {
             let head = chain.id;
-            let (first, mut last) = (self.free_copy, None);
+            let first = self.free_copy;
+            let mut last = Err(Rule::Head);
             for &(addr, len, flags) in &chain.descriptors {
                 last = self.copy(Descriptor {
                     addr: addr.into(),
@@ -151,7 +156,7 @@ impl<M: GuestMemory> Packed<M> {
                 });
             }
             let slots = u16::try_from(chain.descriptors.len()).unwrap_or(u16::MAX);
-            match self.begin(head, first, last, slots) {
+            match last.and_then(|last| self.begin(head, first, last, slots)) {
                 Ok(()) => {}
                 Err(Rule::InFlight) => return Err(StateError::Twice(head)),
                 Err(_) => {
@@ -173,12 +178,13 @@ impl<M: GuestMemory> Packed<M> {
 
     /// Keeps a copy in the first free place. There are as many as descriptors.
     #[inline(always)]
-    fn copy(&mut self, descriptor: Descriptor) -> Option<u16> {
+    fn copy(&mut self, descriptor: Descriptor) -> Result<u16, Rule> {
         let index = self.free_copy;
-        let copy = self.copies.get_mut(usize::from(index))?;
-        copy.descriptor = descriptor;
+        let copy = self.copies.get_mut(usize::from(index));
+        let copy = copy.ok_or(Rule::TooLong)?;
+        copy.words = transmute!(descriptor);
         self.free_copy = copy.next;
-        Some(index)
+        Ok(index)
     }
 
     /// The copies of a chain from `first` on, by their numbers.
@@ -193,10 +199,9 @@ impl<M: GuestMemory> Packed<M> {
 
     /// Marks `id` as in flight, of which these are the first and the last copy.
     #[inline(always)]
-    fn begin(&mut self, id: u16, first: u16, last: Option<u16>, slots: u16) -> Result<(), Rule> {
-        let (Some(chain), Some(last)) = (self.in_flight.get_mut(usize::from(id)), last) else {
-            return Err(Rule::Head);
-        };
+    fn begin(&mut self, id: u16, first: u16, last: u16, slots: u16) -> Result<(), Rule> {
+        let chain = self.in_flight.get_mut(usize::from(id));
+        let chain = chain.ok_or(Rule::Head)?;
         if chain.when != 0 {
             return Err(Rule::InFlight);
         }
@@ -207,7 +212,6 @@ impl<M: GuestMemory> Packed<M> {
             first,
             last,
         };
-        self.free = self.free.saturating_sub(slots);
         if let Some(order) = &mut self.order {
             order.begin(id);
         }
@@ -239,12 +243,12 @@ impl<M: GuestMemory> Packed<M> {
         self.copies = entries
             .iter()
             .map(|entry| Copied {
-                descriptor: Descriptor {
+                words: transmute!(Descriptor {
                     addr: entry.addr.into(),
                     len: entry.len.into(),
                     id: entry.id.into(),
                     flags: entry.flags.into(),
-                },
+                }),
                 next: entry.next,
             })
             .collect();
@@ -252,8 +256,8 @@ impl<M: GuestMemory> Packed<M> {
         let mut ids = Vec::new();
         for &(first, slots) in chains {
             let last = self.copied(first, slots).last();
-            let (last, copy) = last.map_or((None, None), |(last, copy)| (Some(last), Some(copy)));
-            let head = copy.map_or(u16::MAX, |copy| copy.descriptor.id.get());
+            let (last, copy) = last.ok_or(StateError::Entry(first))?;
+            let head = copy.descriptor().id.get();
             match self.begin(head, first, last, slots) {
                 Ok(()) => ids.push(head),
                 Err(Rule::InFlight) => return Err(StateError::Twice(head)),
@@ -288,15 +292,9 @@ impl<M: GuestMemory> Packed<M> {
     #[inline(always)]
     fn take(&mut self, descriptor: Descriptor) -> Result<u16, Error> {
         let (head, first) = (descriptor.id.get(), self.free_copy);
-        if self.free == 0 {
-            return Err(Error::Chain {
-                head,
-                rule: Rule::TooLong,
-            });
-        }
-        let last = self.copy(descriptor);
-        self.begin(head, first, last, 1)
-            .map_err(|rule| Error::Chain { head, rule })?;
+        let fail = |rule| Error::Chain { head, rule };
+        let last = self.copy(descriptor).map_err(fail)?;
+        self.begin(head, first, last, 1).map_err(fail)?;
         self.next_avail = step(self.next_avail, 1, self.size);
         Ok(head)
     }
@@ -315,12 +313,9 @@ impl<M: GuestMemory> Packed<M> {
             let head = descriptor.id.get();
             let fail = |rule| Error::Chain { head, rule };
             let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
-            if slots == self.free {
-                return Err(fail(Rule::TooLong));
-            }
+            let last = self.copy(descriptor).map_err(fail)?;
             slots += 1;
             at = step(at, 1, self.size);
-            let last = self.copy(descriptor);
             if !flags.contains(DescriptorFlags::NEXT) {
                 self.begin(head, first, last, slots).map_err(fail)?;
                 self.next_avail = at;
@@ -333,9 +328,45 @@ impl<M: GuestMemory> Packed<M> {
         }
     }
 
-    /// Translates the copies of a chain.
+    #[inline(always)]
+    fn empty_chain<H: Anchor<Memory = M>>(&mut self, head: u16, memory: &H) -> Chain<H> {
+        let room = self.rooms.pop().unwrap_or_else(Room::new);
+        Chain::new(head, memory.clone(), room)
+    }
+
+    /// Pops what is not a single buffer in the ring, where `first` is available.
     #[inline(never)]
-    fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
+    fn pop_any<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
+        &mut self,
+        ring: &PackedRing<A>,
+        first: Option<Descriptor>,
+        memory: &H,
+    ) -> Result<Option<Chain<H>>, Error> {
+        let head = match (self.resumed.pop(), first) {
+            (Some(id), _) => id,
+            (None, Some(first)) => self.take_many(ring, first)?,
+            (None, None) => return Ok(None),
+        };
+        let chain = self.empty_chain(head, memory);
+        self.walk(ring, chain).map(Some)
+    }
+
+    #[inline(never)]
+    fn walk<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
+        &self,
+        ring: &PackedRing<A>,
+        mut chain: Chain<H>,
+    ) -> Result<Chain<H>, Error> {
+        let head = chain.head();
+        match self.translate(ring, head, &mut chain) {
+            Ok(()) => Ok(chain),
+            Err(rule) => Err(Error::Chain { head, rule }),
+        }
+    }
+
+    /// Translates the copies of a chain.
+    #[inline(always)]
+    fn translate<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
         &self,
         ring: &PackedRing<A>,
         id: u16,
@@ -350,7 +381,7 @@ impl<M: GuestMemory> Packed<M> {
                 len,
                 flags,
                 id: _,
-            } = copy.descriptor;
+            } = copy.descriptor();
             let flags = DescriptorFlags::from_bits_retain(flags.get());
             if !flags.contains(DescriptorFlags::INDIRECT) {
                 chain.add(
@@ -363,7 +394,7 @@ impl<M: GuestMemory> Packed<M> {
             } else if number != slots {
                 return Err(Rule::IndirectNext);
             } else {
-                indirect::walk_sequence(&mut chain, addr.get(), len.get())?;
+                return indirect::walk_sequence(chain, addr.get(), len.get());
             }
         }
         chain.finish();
@@ -398,7 +429,6 @@ impl<M: GuestMemory> Packed<M> {
             last.next = self.free_copy;
             self.free_copy = first;
         }
-        self.free += slots;
         slots
     }
 
@@ -476,12 +506,6 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         size: u16,
         state: Option<&PackedState>,
     ) -> Result<Self, StartError> {
-        let empty = Descriptor {
-            addr: 0.into(),
-            len: 0.into(),
-            id: 0.into(),
-            flags: 0.into(),
-        };
         let mut queue = Self {
             size,
             features: config.features,
@@ -490,11 +514,10 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             published: PackedPosition::default(),
             staged: None,
             unsignalled: 0,
-            free: size,
             in_flight: vec![InFlight::default(); usize::from(size)].into(),
             copies: (1..=size)
                 .map(|next| Copied {
-                    descriptor: empty,
+                    words: [0; 2],
                     next,
                 })
                 .collect(),
@@ -549,7 +572,6 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             published: _,
             staged: _,
             unsignalled: _,
-            free: _,
             free_copy: _,
             order: _,
             popped: _,
@@ -567,15 +589,14 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         let chain = |id: u16| {
             let InFlight { first, slots, .. } =
                 in_flight.get(usize::from(id)).copied().unwrap_or_default();
-            let descriptors = self
-                .copied(first, slots)
-                .map(|(_, Copied { descriptor, .. })| {
-                    (
-                        descriptor.addr.get(),
-                        descriptor.len.get(),
-                        descriptor.flags.get() & kept.bits(),
-                    )
-                });
+            let descriptors = self.copied(first, slots).map(|(_, copy)| {
+                let descriptor = copy.descriptor();
+                (
+                    descriptor.addr.get(),
+                    descriptor.len.get(),
+                    descriptor.flags.get() & kept.bits(),
+                )
+            });
             PackedChain {
                 id,
                 descriptors: descriptors.collect(),
@@ -606,39 +627,21 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         ring: &PackedRing<A>,
         memory: &H,
     ) -> Result<Option<Chain<H>>, Error> {
-        // One descriptor that is the buffer itself.
-        let mut single = None;
-        let head = match ring.available(self.next_avail) {
-            Some(first) if self.resumed.is_empty() => {
-                let flags = DescriptorFlags::from_bits_retain(first.flags.get());
-                if flags.contains(DescriptorFlags::NEXT) {
-                    self.take_many(ring, first)?
-                } else {
-                    if !flags.contains(DescriptorFlags::INDIRECT) {
-                        single = Some((first, flags.contains(DescriptorFlags::WRITE)));
-                    }
-                    self.take(first)?
-                }
-            }
-            _ => match self.resumed.pop() {
-                Some(id) => id,
-                None => return Ok(None),
-            },
-        };
-        let mut chain = Chain::new(
-            head,
-            memory.clone(),
-            self.rooms.pop().unwrap_or_else(Room::new),
-        );
-        if let Some((first, writable)) = single
-            && chain.single(&ring.regions, first.addr.get(), first.len.get(), writable)
+        let first = ring.available(self.next_avail);
+        if let Some(first) = first
+            && self.resumed.is_empty()
+            && let flags = DescriptorFlags::from_bits_retain(first.flags.get())
+            && !flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT)
         {
-            return Ok(Some(chain));
+            let head = self.take(first)?;
+            let mut chain = self.empty_chain(head, memory);
+            let writable = flags.contains(DescriptorFlags::WRITE);
+            if chain.single(&ring.regions, first.addr.get(), first.len.get(), writable) {
+                return Ok(Some(chain));
+            }
+            return self.walk(ring, chain).map(Some);
         }
-        match self.walk(ring, head, &mut chain) {
-            Ok(()) => Ok(Some(chain)),
-            Err(rule) => Err(Error::Chain { head, rule }),
-        }
+        self.pop_any(ring, first, memory)
     }
 
     #[inline(always)]

@@ -164,9 +164,25 @@ impl<M: GuestMemory> Split<M> {
         Ok(head)
     }
 
-    /// Walks the chain that begins with `descriptor`.
     #[inline(never)]
     fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
+        &self,
+        ring: &SplitRing<A>,
+        descriptor: Descriptor,
+        mut chain: Chain<H>,
+    ) -> Result<Chain<H>, Error> {
+        match self.translate(ring, descriptor, &mut chain) {
+            Ok(()) => Ok(chain),
+            Err(rule) => Err(Error::Chain {
+                head: chain.head(),
+                rule,
+            }),
+        }
+    }
+
+    /// Translates the chain that begins with `descriptor`.
+    #[inline(always)]
+    fn translate<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
         &self,
         ring: &SplitRing<A>,
         mut descriptor: Descriptor,
@@ -182,8 +198,7 @@ impl<M: GuestMemory> Split<M> {
                 if flags.contains(DescriptorFlags::NEXT) {
                     return Err(Rule::IndirectNext);
                 }
-                indirect::walk_linked(&mut chain, descriptor.addr.get(), descriptor.len.get())?;
-                break;
+                return indirect::walk_linked(chain, descriptor.addr.get(), descriptor.len.get());
             }
             chain.add(
                 descriptor.addr.get(),
@@ -383,10 +398,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         {
             return Ok(Some(chain));
         }
-        match self.walk(ring, descriptor, &mut chain) {
-            Ok(()) => Ok(Some(chain)),
-            Err(rule) => Err(Error::Chain { head, rule }),
-        }
+        self.walk(ring, descriptor, chain).map(Some)
     }
 
     #[inline(always)]

@@ -98,6 +98,8 @@ struct InFlight<T> {
     token: T,
     /// Its first descriptor (split).
     first: u16,
+    /// Its last descriptor (split).
+    last: u16,
     /// Its descriptors in the ring.
     slots: u16,
     writable: u64,

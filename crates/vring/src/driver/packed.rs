@@ -23,7 +23,7 @@ pub(super) struct Packed<A: GuestAddressSpace, T> {
     size: u16,
     features: Features,
     /// The free buffer IDs.
-    ids: VecDeque<u16>,
+    ids: Vec<u16>,
     /// Free descriptors.
     free: u16,
     pub(super) in_flight: Box<[Option<InFlight<T>>]>,
@@ -98,7 +98,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         if let Some(table) = layout.table {
             self.write_table(table, &layout)?;
         }
-        let id = self.ids.pop_front().ok_or(full)?;
+        let id = self.ids.pop().ok_or(full)?;
         // The first descriptor is the last to be written.
         let first = self.next_avail;
         for number in (0..slots).rev() {
@@ -136,6 +136,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
             *slot = Some(InFlight {
                 token,
                 first: first.slot,
+                last: first.slot,
                 slots,
                 writable: layout.writable(),
             });
@@ -251,7 +252,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
 
     fn end(&mut self, id: u16, written: Option<u32>) -> Result<Used<T>, DeviceFault> {
         let (chain, written) = end(&mut self.in_flight, id, written)?;
-        self.ids.push_back(id);
+        self.ids.push(id);
         self.free += chain.slots;
         self.next_used = step(self.next_used, chain.slots, self.size);
         Ok(Used {

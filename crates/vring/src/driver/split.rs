@@ -20,9 +20,12 @@ pub(super) struct Split<A: GuestAddressSpace, T> {
     used: Area<A, 4>,
     size: u16,
     features: Features,
-    /// The free descriptors. With `IN_ORDER` they are used in the order of the ring.
-    free: VecDeque<u16>,
-    /// For each descriptor in flight, the next of its chain. The device can overwrite the ring, but not this.
+    /// How many descriptors are free.
+    free: u16,
+    /// The first free one.
+    first_free: u16,
+    /// For each descriptor, the next of its chain, or the next free one: a chain takes the first free ones. With `IN_ORDER` that is
+    /// the next of the ring, and stays so (§2.7.9). The device can overwrite the ring, but not this.
     next: Box<[u16]>,
     pub(super) in_flight: Box<[Option<InFlight<T>>]>,
     /// With `IN_ORDER`: the heads in flight, oldest first.
@@ -31,6 +34,8 @@ pub(super) struct Split<A: GuestAddressSpace, T> {
     batch: Option<(u16, u32)>,
     next_avail: u16,
     next_used: u16,
+    /// The device's index, as last read.
+    used_idx: u16,
     /// Entries made available since `needs_kick` was last asked.
     unkicked: u32,
     /// The device's view of `next_avail`.
@@ -60,13 +65,15 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
             view,
             size,
             features: config.features,
-            free: (0..size).collect(),
-            next: vec![0; n].into(),
+            free: size,
+            first_free: 0,
+            next: (1..size).chain([0]).collect(),
             in_flight: (0..size).map(|_| None).collect(),
             order: VecDeque::new(),
             batch: None,
             next_avail: 0,
             next_used: 0,
+            used_idx: 0,
             unkicked: 0,
             published: 0,
         };
@@ -102,42 +109,49 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
     pub(super) fn stage(&mut self, layout: Layout<'_>, token: T) -> Result<(), AddError> {
         layout.check(self.features, self.size)?;
         let slots = layout.slots();
-        if usize::from(slots) > self.free.len() {
+        if slots > self.free {
             return Err(AddError::Full {
                 wanted: slots.into(),
-                free: self.free.len(),
+                free: self.free.into(),
             });
         }
-        if let Some(table) = layout.table {
-            self.write_table(table, &layout)?;
-        }
-        let indices: Vec<u16> = self.free.drain(..usize::from(slots)).collect();
-        let Some(&head) = indices.first() else {
-            return Err(AddError::Empty);
+        let head = self.first_free;
+        let (mut last, mut next) = (head, head);
+        let mut write = |descriptor: Descriptor| {
+            last = next;
+            next = self.next.get(usize::from(last)).copied().unwrap_or(0);
+            self.write_descriptor(
+                last,
+                Descriptor {
+                    next: next.into(),
+                    ..descriptor
+                },
+            );
         };
-        for (i, &index) in indices.iter().enumerate() {
-            let next = indices.get(i + 1).copied();
-            let descriptor = match layout.table {
-                Some(table) => Descriptor {
+        match layout.table {
+            Some(table) => {
+                self.write_table(table, &layout)?;
+                write(Descriptor {
                     addr: table.0.into(),
                     len: layout.table_len().into(),
                     flags: DescriptorFlags::INDIRECT.bits().into(),
                     next: 0.into(),
-                },
-                None => match layout.buffers.get(i) {
-                    Some(buffer) => descriptor(buffer, next),
-                    None => return Err(AddError::Empty),
-                },
-            };
-            self.write_descriptor(index, descriptor);
-            if let Some(link) = self.next.get_mut(usize::from(index)) {
-                *link = next.unwrap_or(index);
+                });
+            }
+            None => {
+                for (number, buffer) in (1..).zip(layout.buffers) {
+                    // The link is set by `write`.
+                    write(descriptor(buffer, (number != slots).then_some(0)));
+                }
             }
         }
+        self.first_free = next;
+        self.free -= slots;
         if let Some(slot) = self.in_flight.get_mut(usize::from(head)) {
             *slot = Some(InFlight {
                 token,
                 first: head,
+                last,
                 slots,
                 writable: layout.writable(),
             });
@@ -225,17 +239,20 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
 
     /// Reads the next entry of the used ring.
     fn read_used(&mut self) -> Result<Option<(u16, u32)>, DeviceFault> {
-        // Acquire: entries and buffers are read after the index that covers them.
-        let index = self.load_used(split::IDX, Ordering::Acquire);
-        if index == self.next_used {
-            return Ok(None);
-        }
-        let in_flight = self.published.wrapping_sub(self.next_used);
-        if index.wrapping_sub(self.next_used) > in_flight {
-            return Err(DeviceFault::UsedIndex {
-                index,
-                in_flight: in_flight.into(),
-            });
+        if self.next_used == self.used_idx {
+            // Acquire: entries and buffers are read after the index that covers them.
+            let index = self.load_used(split::IDX, Ordering::Acquire);
+            let in_flight = self.published.wrapping_sub(self.next_used);
+            if index.wrapping_sub(self.next_used) > in_flight {
+                return Err(DeviceFault::UsedIndex {
+                    index,
+                    in_flight: in_flight.into(),
+                });
+            }
+            self.used_idx = index;
+            if index == self.next_used {
+                return Ok(None);
+            }
         }
         let offset = split::used_slot(self.slot(self.next_used));
         let id = u32::from_le(self.used.load::<AtomicU32>(offset, Ordering::Relaxed));
@@ -256,15 +273,13 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
 
     fn end(&mut self, head: u16, written: Option<u32>) -> Result<Used<T>, DeviceFault> {
         let (chain, written) = end(&mut self.in_flight, head, written)?;
-        let mut index = chain.first;
-        for _ in 0..chain.slots {
-            if self.features.contains(Features::IN_ORDER) {
-                self.free.push_back(index);
-            } else {
-                self.free.push_front(index);
+        if !self.features.contains(Features::IN_ORDER) {
+            if let Some(next) = self.next.get_mut(usize::from(chain.last)) {
+                *next = self.first_free;
             }
-            index = self.next.get(usize::from(index)).copied().unwrap_or(0);
+            self.first_free = chain.first;
         }
+        self.free += chain.slots;
         self.next_used = self.next_used.wrapping_add(1);
         Ok(Used {
             token: chain.token,
