@@ -119,22 +119,59 @@ fn device(data: &[u8], packed: bool) {
     let mut input = Input(data);
     let Some(memory) = memory() else { return };
     let config = config(&mut input, packed);
-    let Ok(mut queue) = Queue::new(memory.clone(), &config, None) else {
+    serve(&mut input, &memory, &config);
+}
+
+/// A device's queue of either format while another thread, the driver's, writes to the rings and tables.
+pub fn mutator(data: &[u8]) {
+    let mut input = Input(data);
+    let Some(memory) = memory() else { return };
+    let packed = input.byte() & 1 != 0;
+    let config = config(&mut input, packed);
+    let (device, driver) = input.0.split_at(input.0.len() / 2);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..4 {
+                let mut input = Input(driver);
+                while !input.0.is_empty() {
+                    if input.byte() & 1 == 0 {
+                        scribble(&mut input, &memory);
+                    } else {
+                        step_avail(&memory);
+                    }
+                }
+            }
+        });
+        // What breaks the queue does not end the run: the driver resets it.
+        let mut input = Input(device);
+        while !input.0.is_empty() {
+            serve(&mut input, &memory, &config);
+        }
+    });
+}
+
+/// An honest step of a split ring's available index.
+fn step_avail(memory: &Memory) {
+    let index: u16 = memory.read_obj(GuestAddress(AVAIL + 2)).unwrap_or(0);
+    let _ = memory.write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2));
+}
+
+/// A device's queue, until the input ends or the queue breaks.
+fn serve(input: &mut Input<'_>, memory: &Memory, config: &QueueConfig) {
+    let packed = config.features.contains(Features::RING_PACKED);
+    let Ok(mut queue) = Queue::new(memory.clone(), config, None) else {
+        input.0 = &[];
         return;
     };
-    let view = View::new(&memory);
+    let view = View::new(memory);
     let mut in_flight = Vec::new();
     while !input.0.is_empty() {
         match input.byte() % 10 {
-            0..=3 => scribble(&mut input, &memory),
-            4 if !packed => {
-                // An honest step of the available index.
-                let index: u16 = memory.read_obj(GuestAddress(AVAIL + 2)).unwrap_or(0);
-                let _ = memory.write_obj(index.wrapping_add(1), GuestAddress(AVAIL + 2));
-            }
+            0..=3 => scribble(input, memory),
+            4 if !packed => step_avail(memory),
             5 | 4 => match queue.pop(&view) {
                 Ok(Some(chain)) => {
-                    check(&chain, &config);
+                    check(&chain, config);
                     in_flight.push(chain);
                     assert!(in_flight.len() <= config.size as usize);
                 }
@@ -164,7 +201,7 @@ fn device(data: &[u8], packed: bool) {
             8 => {
                 let state = queue.save();
                 in_flight.clear();
-                let restored = Queue::new(memory.clone(), &config, Some(&state));
+                let restored = Queue::new(memory.clone(), config, Some(&state));
                 assert!(restored.is_ok());
                 if let Ok(restored) = restored {
                     assert_eq!(restored.save(), state);
@@ -383,9 +420,10 @@ pub fn differential(data: &[u8]) {
 pub type Target = (&'static str, fn(&[u8]));
 
 /// The targets of this module.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     ("vring_split", split),
     ("vring_packed", packed),
+    ("vring_mutator", mutator),
     ("vring_driver", driver),
     ("vring_both_ends", both_ends),
     ("vring_differential", differential),
