@@ -1,48 +1,110 @@
 //! Instructions a chain, counted by valgrind: exact, and the same on every machine, so that a regression shows.
 //!
-//! Runs itself under cachegrind with two numbers of turns and divides the difference.
+//! Runs itself under cachegrind with two numbers of turns and divides the difference. With `check` it compares ours with what is recorded
+//! here, as `cargo xtask test` does.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "benchmark")]
 
-use std::process::Command;
+use std::process::{Command, ExitCode};
+
+use vring::Features;
 
 mod workload;
 
 const TURNS: [u32; 2] = [100, 300];
 
-fn main() {
+/// What is recorded for each of [`workload::CASES`]: split and packed, the device's side.
+const DEVICE: [[f64; 2]; workload::CASES.len()] = [
+    [278.0, 336.0],
+    [203.0, 257.3],
+    [198.3, 252.3],
+    [554.0, 838.3],
+    [755.0, 901.3],
+    [1610.0, 2434.5],
+    [1835.0, 1933.3],
+];
+
+/// Both sides, buffers of one descriptor in batches of 16, and what is recorded.
+const BOTH: [(&str, Features, f64); 4] = [
+    ("split", Features::empty(), 521.8),
+    ("packed", Features::RING_PACKED, 628.0),
+    ("split, in order", Features::IN_ORDER, 570.3),
+    (
+        "packed, in order",
+        Features::RING_PACKED.union(Features::IN_ORDER),
+        696.3,
+    ),
+];
+const BOTH_BATCH: u16 = 16;
+
+/// How far a count may be from the record: compilers differ.
+const TOLERANCE: f64 = 0.05;
+
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     if let [_, run, side, case, turns] = args.as_slice()
         && run == "run"
     {
-        let (shape, batch) = workload::CASES[case.parse::<usize>().unwrap()];
-        let memory = workload::memory();
-        let turns = turns.parse().unwrap();
-        match side.as_str() {
-            "split" => repeat(turns, workload::split(&memory, shape, batch)),
-            "packed" => repeat(turns, workload::packed(&memory, shape, batch)),
-            _ => repeat(turns, workload::peer(&memory, shape, batch)),
-        }
-        return;
+        turn(side, case.parse().unwrap(), turns.parse().unwrap());
+        return ExitCode::SUCCESS;
     }
     if Command::new("valgrind").arg("--version").output().is_err() {
         println!("SKIPPED: valgrind is not installed");
-        return;
+        return ExitCode::SUCCESS;
     }
+    let check = args.iter().any(|arg| arg == "check");
+    let mut off = Vec::new();
+    let mut compare = |name: String, count: f64, recorded: f64| {
+        if (count - recorded).abs() > TOLERANCE * recorded {
+            off.push(format!("{name}: {count:.1}, recorded {recorded:.1}"));
+        }
+    };
     println!(
-        "{:<24}{:>10}{:>10}{:>16}",
+        "{:<28}{:>9}{:>9}{:>14}",
         "instructions a chain", "split", "packed", "virtio-queue"
     );
     for (case, (shape, batch)) in workload::CASES.iter().enumerate() {
-        let counts: Vec<_> = ["split", "packed", "peer"]
-            .iter()
-            .map(|side| instructions(side, case, *batch))
-            .collect();
         let name = format!("{shape}, batch {batch}");
+        let counts = ["split", "packed"].map(|side| {
+            let count = instructions(side, case, *batch);
+            let recorded = DEVICE[case][usize::from(side == "packed")];
+            compare(format!("{name}, {side}"), count, recorded);
+            count
+        });
+        let peer = if check {
+            "-".to_owned()
+        } else {
+            format!("{:.1}", instructions("peer", case, *batch))
+        };
+        println!("{name:<28}{:>9.1}{:>9.1}{peer:>14}", counts[0], counts[1]);
+    }
+    for (case, (name, _, recorded)) in BOTH.into_iter().enumerate() {
+        let count = instructions("both", case, BOTH_BATCH);
+        compare(format!("both ends, {name}"), count, recorded);
+        println!("{:<28}{count:>9.1}", format!("both ends, {name}"));
+    }
+    if check && !off.is_empty() {
         println!(
-            "{name:<24}{:>10.1}{:>10.1}{:>16.1}",
-            counts[0], counts[1], counts[2]
+            "not what is recorded in benches/instructions.rs:\n{}",
+            off.join("\n")
         );
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+/// What is counted.
+fn turn(side: &str, case: usize, turns: u32) {
+    let memory = workload::memory();
+    if side == "both" {
+        let (_, features, _) = BOTH[case];
+        return repeat(turns, workload::both(&memory, features, BOTH_BATCH));
+    }
+    let (shape, batch) = workload::CASES[case];
+    match side {
+        "split" => repeat(turns, workload::split(&memory, shape, batch)),
+        "packed" => repeat(turns, workload::packed(&memory, shape, batch)),
+        _ => repeat(turns, workload::peer(&memory, shape, batch)),
     }
 }
 

@@ -21,6 +21,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("tests, debug", tests_debug),
     ("tests, release", tests_release),
     ("loom", loom),
+    ("instruction counts", instruction_counts),
     ("address sanitizer", address_sanitizer),
     ("fuzz targets", fuzz_targets),
     ("each crate alone", alone),
@@ -111,6 +112,26 @@ fn loom(session: &Session) -> Result<Outcome> {
         command.args(["-p", &package]);
     }
     session.tests("loom", command.env("RUSTFLAGS", "--cfg loom"))
+}
+
+/// The hot paths of the rings take as many instructions as is recorded, which valgrind counts.
+fn instruction_counts(session: &Session) -> Result<Outcome> {
+    match crate::lab::debian::ensure_program("valgrind", &["valgrind"], false) {
+        Ok(()) => {}
+        Err(error) if session.on_ci => return Err(error),
+        Err(error) => return Ok(Outcome::skipped(&format!("{error:#}"))),
+    }
+    let args = [
+        "bench",
+        "--locked",
+        "-p",
+        "vring",
+        "--bench",
+        "instructions",
+        "--",
+        "check",
+    ];
+    session.check("instruction-counts", &mut cargo(&args)?)
 }
 
 /// The crates with unsafe code, under AddressSanitizer on the stable toolchain.

@@ -7,7 +7,7 @@ use virtio_queue::{Queue as Peer, QueueOwnedT, QueueT};
 use vm_memory::{
     AtomicInteger, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileMemory,
 };
-use vring::{Chain, Features, Queue, QueueConfig};
+use vring::{Buffer, Chain, DriverQueue, Features, Queue, QueueConfig};
 
 const SIZE: u16 = 256;
 const DESC: u64 = 0x1_0000;
@@ -244,6 +244,32 @@ pub fn packed(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
             }
         }
         serve(memory, &mut queue, &mut in_flight, batch);
+    }
+}
+
+/// One turn of this crate's driver and its device, with buffers that the device reads.
+#[allow(dead_code, reason = "each benchmark uses a part")]
+pub fn both(memory: &Memory, features: Features, batch: u16) -> impl FnMut() {
+    let config = config(features);
+    let mut driver = DriverQueue::new(memory, &config).unwrap();
+    let mut device = Queue::new(memory, &config, None).unwrap();
+    let buffer = [Buffer {
+        addr: GuestAddress(BUFFERS),
+        len: 64,
+        writable: false,
+    }];
+    move || {
+        for token in 0..batch {
+            driver.add(&buffer, token).unwrap();
+        }
+        for _ in 0..batch {
+            let chain = black_box(device.pop(&memory).unwrap().unwrap());
+            device.stage(chain, 0).unwrap();
+        }
+        device.publish().unwrap();
+        for token in 0..batch {
+            assert_eq!(driver.take().unwrap().unwrap().token, token);
+        }
     }
 }
 
