@@ -2,6 +2,7 @@
 
 mod boots;
 mod criterion;
+mod ringtest;
 
 use std::fs;
 
@@ -13,8 +14,11 @@ use crate::progress::Progress;
 use crate::workspace;
 
 /// In this order on the page. A further one is a module that measures, and a line here.
-const SECTIONS: &[(&str, Measure)] =
-    &[("criterion", criterion::measure), ("boots", boots::measure)];
+const SECTIONS: &[(&str, Measure)] = &[
+    ("criterion", criterion::measure),
+    ("ringtest", ringtest::measure),
+    ("boots", boots::measure),
+];
 
 type Measure = fn(&Progress) -> Result<Section>;
 
