@@ -7,5 +7,6 @@ mod input;
 pub mod iommu;
 pub mod net;
 pub mod pci;
+pub mod sriov;
 pub mod vpio;
 pub mod vring;
