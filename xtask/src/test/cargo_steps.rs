@@ -31,8 +31,8 @@ pub const STEPS: &[(&str, Run)] = &[
     ("licences and duplicates", deny),
 ];
 
-/// The features of the programs that come with the libraries.
-const PROGRAMS: &str = "vring-virtio-devices/bin";
+/// The features of the programs that come with the libraries, and those that only tests switch on.
+const PROGRAMS: &str = "vring-virtio-devices/bin,sriov-vfio/bin,sriov-vfio/iommu";
 
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
