@@ -3,6 +3,7 @@
 mod boots;
 mod criterion;
 mod ringtest;
+mod vhost;
 
 use std::fs;
 
@@ -17,6 +18,7 @@ use crate::workspace;
 const SECTIONS: &[(&str, Measure)] = &[
     ("criterion", criterion::measure),
     ("ringtest", ringtest::measure),
+    ("vhost", vhost::measure),
     ("boots", boots::measure),
 ];
 
@@ -25,7 +27,7 @@ type Measure = fn(&Progress) -> Result<Section>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Only these sections (criterion, boots, …); the book's page is written by a run of all alone
+    /// Only these sections (criterion, ringtest, vhost, boots, …); the book's page is written by a run of all alone
     #[arg(value_name = "SECTION")]
     only: Vec<String>,
 }

@@ -25,8 +25,14 @@ pub struct Testpmd {
 }
 
 impl Testpmd {
-    /// Starts it with `device` (as `--vdev` has it) and the options `more`.
+    /// Starts it with `device` (as `--vdev` has it) and the options `more`. It moves frames on processor 1.
     pub fn start(name: &str, device: &str, more: &[String]) -> Result<Self> {
+        Self::start_at(1, name, device, more)
+    }
+
+    /// The same, on processor 0 or 1: two that poll on one are in each other's way.
+    pub fn start_at(processor: u8, name: &str, device: &str, more: &[String]) -> Result<Self> {
+        let other = if processor == 0 { "1" } else { "0" };
         // What it says of lost connections goes to its standard error.
         let mut child = Command::new("sh")
             .args(["-c", "exec dpdk-testpmd \"$@\" 2>&1", "testpmd"])
@@ -38,6 +44,8 @@ impl Testpmd {
                 "256",
                 "--no-pci",
                 "--no-telemetry",
+                "--main-lcore",
+                other,
             ])
             .args(["--file-prefix", &format!("vring-{name}"), "--vdev", device])
             .args(["--", "-i", "--total-num-mbufs=4096", "--no-mlockall"])
