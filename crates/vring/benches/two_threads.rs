@@ -39,15 +39,19 @@ const SIDES: [(&str, Features, &str); 4] = [
 
 fn main() {
     let args: Vec<String> = std::env::args().collect();
-    if let [_, run, side] = args.as_slice()
+    if let [_, run, side, buffers] = args.as_slice()
         && run == "run"
     {
         let (_, features, _) = SIDES.into_iter().find(|(name, ..)| name == side).unwrap();
-        return exchange(features);
+        return exchange(features, buffers.parse().unwrap());
     }
     let ringtest = std::env::var_os("RINGTEST");
     for (name, _, peer) in SIDES {
-        let ours = nanoseconds(Command::new(std::env::current_exe().unwrap()).args(["run", name]));
+        let ours = nanoseconds(Command::new(std::env::current_exe().unwrap()).args([
+            "run",
+            name,
+            &BUFFERS.to_string(),
+        ]));
         let theirs = ringtest.as_ref().map(|folder| {
             let mut command = Command::new(std::path::Path::new(folder).join(peer));
             command.args(["--ring-size", &SIZE.to_string()]);
@@ -79,7 +83,7 @@ fn run_on(cpu: usize) {
 }
 
 /// Passes the buffers from a driver's thread to a device's and back.
-fn exchange(features: Features) {
+fn exchange(features: Features, buffers: u64) {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
     let config = QueueConfig {
         size: SIZE.into(),
@@ -95,7 +99,7 @@ fn exchange(features: Features) {
             run_on(DEVICE_CPU);
             let mut device = Queue::new(memory, config, None).unwrap();
             let mut used = 0;
-            while used < BUFFERS {
+            while used < buffers {
                 while let Some(chain) = device.pop(&memory).unwrap() {
                     device.push(chain, 0).unwrap();
                     used += 1;
@@ -109,8 +113,8 @@ fn exchange(features: Features) {
             writable: false,
         }];
         let (mut added, mut taken) = (0, 0);
-        while taken < BUFFERS {
-            if added < BUFFERS && added - taken < OUTSTANDING && driver.add(&buffer, added).is_ok()
+        while taken < buffers {
+            if added < buffers && added - taken < OUTSTANDING && driver.add(&buffer, added).is_ok()
             {
                 added += 1;
             }

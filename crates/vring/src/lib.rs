@@ -6,6 +6,7 @@ mod cursor;
 mod device;
 mod driver;
 mod error;
+mod event;
 mod in_flight;
 mod indirect;
 mod mapping;

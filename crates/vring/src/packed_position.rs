@@ -1,5 +1,6 @@
 //! Positions in a packed ring: a slot and a wrap counter, which starts at true and flips at the end of the ring (§2.8.1).
 
+use crate::event::passed_slot;
 use crate::spec::DescriptorFlags;
 use crate::spec::packed::WRAP;
 use crate::state::PackedPosition;
@@ -77,10 +78,6 @@ pub(crate) fn passed_event(off_wrap: u16, at: PackedPosition, passed: u32, size:
         slot: off_wrap & !WRAP,
         wrap: off_wrap & WRAP != 0,
     };
-    if event.slot >= size || passed >= 2 * u32::from(size) {
-        return true;
-    }
-    // The event is the slot whose use is wanted to be known: passed when `at` is beyond it.
-    let beyond = u32::from(distance(event, at, size));
-    beyond != 0 && beyond <= passed
+    let (event_number, at) = (number(event, size), number(at, size));
+    event.slot >= size || passed_slot(event_number, at, passed, 2 * u32::from(size))
 }

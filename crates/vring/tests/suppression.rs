@@ -4,7 +4,7 @@
 //! to notify, the consumer consumes, says that it sleeps, looks again and sleeps. Stores go through a buffer, as on x86, and reach memory when
 //! the model likes or at a fence. Producer and consumer are driver and device for kicks, device and driver for interrupts: the steps are the
 //! same (`publish`, `needs_*`, `disable_*`, `enable_*` in both directories), with the event index, in a split and in a packed ring, or with
-//! the flag. Every state is visited; none may be one in which the consumer sleeps beside what was produced, with no notification on its way.
+//! the flag. What decides is the crate's own code; the order of loads, stores and fences is the model's, and has to be kept the same. Every state is visited; none may be one in which the consumer sleeps beside what was produced, with no notification on its way.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -14,6 +14,9 @@
 )]
 
 use std::collections::HashSet;
+
+#[path = "../src/event.rs"]
+mod event;
 
 /// How a consumer says whether it wants to be notified.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,13 +92,9 @@ impl Model {
     fn wants(&self, wish: u32, producer: &Side) -> bool {
         match self.wish {
             Wish::Flag => wish != OFF,
-            Wish::Index => (producer.at + self.modulus - wish - 1) % self.modulus < producer.seen,
+            Wish::Index => event::passed_index(wish as u16, producer.at as u16, producer.seen),
             Wish::Slot(_) => {
-                if wish == OFF {
-                    return false;
-                }
-                let beyond = (producer.at + self.modulus - wish) % self.modulus;
-                beyond != 0 && beyond <= producer.seen
+                wish != OFF && event::passed_slot(wish, producer.at, producer.seen, self.modulus)
             }
         }
     }

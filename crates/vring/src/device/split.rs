@@ -11,6 +11,7 @@ use super::{Format, StartError};
 use crate::chain::{Builder, Chain, ChainRoom};
 use crate::config::QueueConfig;
 use crate::error::{Error, Rule};
+use crate::event::passed_index;
 use crate::in_flight::{InFlightRegion, SplitTracker};
 use crate::indirect;
 use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
@@ -480,8 +481,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             split::avail_len(usize::from(self.size), false),
             Ordering::Relaxed,
         );
-        // §2.7.10: the event index is among those passed.
-        u32::from(self.published.wrapping_sub(event).wrapping_sub(1)) < passed
+        passed_index(event, self.published, passed)
     }
 
     fn disable_kicks(&mut self, ring: &SplitRing<A>) {

@@ -9,6 +9,7 @@ use zerocopy::{IntoBytes, transmute};
 use super::{AddError, Buffer, DeviceFault, InFlight, Layout, Used, end};
 use crate::config::QueueConfig;
 use crate::device::StartError;
+use crate::event::passed_index;
 use crate::mapping::{Area, NoMemory, View};
 use crate::spec::split::{self, Descriptor};
 use crate::spec::{DescriptorFlags, Features};
@@ -209,7 +210,7 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
             split::used_len(usize::from(self.size), false),
             Ordering::Relaxed,
         );
-        u32::from(self.published.wrapping_sub(event).wrapping_sub(1)) < passed
+        passed_index(event, self.published, passed)
     }
 
     pub(super) fn next_position(&self) -> u16 {
