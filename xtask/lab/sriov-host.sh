@@ -1,6 +1,7 @@
 # Runs in the lab's host, which has VT-d, an 82576 (igb) and a card without SR-IOV: one `host: WHAT: RESULT` line for each check.
 #
 # SRIOV  the program
+# PROBE  the example that opens a function
 set -u
 failed=0
 check() { # check WHAT COMMAND…
@@ -50,6 +51,7 @@ load vfio_iommu_type1
 check "bind" sriov bind "$vf"
 check "vfio-pci has it" has_driver "$vf" vfio-pci
 check "the group is there" [ -c "$(cat /tmp/out)" ]
+timeout 60 "$PROBE" "$vf" || failed=1
 check "release" sriov release "$vf"
 check "igbvf has it again" has_driver "$vf" igbvf
 check "enable 4 goes through 0" sriov enable "$pf" 4 --no-driver

@@ -1,5 +1,5 @@
 //! The program `sriov` with a real kernel: an 82576 of QEMU behind VT-d, its virtual functions enabled, given to VFIO and back, each
-//! step compared with what sysfs says.
+//! step compared with what sysfs says; and one of them opened through VFIO as a VMM does.
 
 use std::time::Duration;
 
@@ -25,27 +25,35 @@ const HARDWARE: [&str; 10] = [
     "e1000e",
 ];
 /// How many checks the script makes: all of them must have been made.
-pub const CHECKS: usize = 19;
+pub const CHECKS: usize = 34;
 
 /// Runs the scenario and returns a line for each check.
 pub fn run(progress: &Progress) -> Result<Vec<String>> {
     progress.step("building sriov");
     let build = [
         "build",
-        "--release",
         "-p",
         "sriov-vfio",
         "--features",
         "bin",
+        "--bin",
+        "sriov",
+        "--example",
+        "probe",
     ];
     process::run_quietly(workspace::cargo()?.args(build))?;
-    let program = workspace::target()?.join("release/sriov");
+    let built = workspace::target()?.join("debug");
     let host = Host {
         hardware: HARDWARE.map(str::to_owned).to_vec(),
         append: "intel_iommu=on".to_owned(),
         ..Host::new("sriov", Duration::from_secs(180))
     };
-    let script = format!("SRIOV={}\n{SCRIPT}", quoted(&program.to_string_lossy()));
+    let quote = |name: &str| quoted(&built.join(name).to_string_lossy());
+    let script = format!(
+        "SRIOV={}\nPROBE={}\n{SCRIPT}",
+        quote("sriov"),
+        quote("examples/probe")
+    );
     let finished = host.run(host.folder()?, &script, progress)?;
     let checks: Vec<String> = finished
         .output
