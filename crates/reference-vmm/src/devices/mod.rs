@@ -1,6 +1,7 @@
 //! The board's own devices: what a PC has besides PCI.
 
 pub mod cmos;
+pub mod edu;
 pub mod exit;
 pub mod keyboard;
 pub mod panic;
