@@ -8,5 +8,6 @@ pub mod iommu;
 pub mod net;
 pub mod pci;
 pub mod sriov;
+pub mod virtio_iommu;
 pub mod vpio;
 pub mod vring;
