@@ -2,6 +2,7 @@
 
 mod cargo_steps;
 mod lab_steps;
+mod qemu_steps;
 pub mod summary;
 
 use std::fs;
@@ -132,6 +133,7 @@ impl Logged {
 pub fn test(args: &TestArgs) -> Result<()> {
     let steps: Vec<(&str, Run)> = cargo_steps::STEPS
         .iter()
+        .chain(qemu_steps::STEPS)
         .chain(lab_steps::STEPS)
         .copied()
         .collect();
