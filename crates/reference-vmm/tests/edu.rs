@@ -394,15 +394,23 @@ fn it_behaves_as_qemus() {
                 let number = usize::try_from(pick(11)).unwrap();
                 let at = *registers.get(number).unwrap();
                 let value = u32::try_from(pick(1 << 32)).unwrap();
+                let factorial = at == spec::FACTORIAL;
                 // QEMU computes a factorial factor by factor.
-                let value = if at == spec::FACTORIAL {
-                    value % 40
-                } else {
-                    value
-                };
-                ours.write(at, value);
-                theirs.ask(&format!("writel {:#x} {value:#x}", BAR + at));
+                let value = if factorial { value % 40 } else { value };
+                let acknowledge = (spec::INTERRUPT_ACKNOWLEDGE, spec::FACTORIAL_DONE);
+                for (at, value) in factorial
+                    .then_some(acknowledge)
+                    .into_iter()
+                    .chain([(at, value)])
+                {
+                    ours.write(at, value);
+                    theirs.ask(&format!("writel {:#x} {value:#x}", BAR + at));
+                }
+                // It does so on another thread, which raises the interrupt at last.
                 while theirs.number(&format!("readl {:#x}", BAR + spec::STATUS)) & 1 != 0 {}
+                let raised = u64::from(ours.read(spec::INTERRUPT_STATUS) & spec::FACTORIAL_DONE);
+                let status = format!("readl {:#x}", BAR + spec::INTERRUPT_STATUS);
+                while factorial && theirs.number(&status) & raised != raised {}
             }
         }
         for at in registers {
