@@ -213,7 +213,7 @@ impl Machine {
                 let restored = self.transport.restore(state);
                 debug_assert!(restored.is_ok(), "{restored:?}");
                 self.transport.resume();
-                if input.byte() % 4 == 0 {
+                if input.byte().is_multiple_of(4) {
                     self.start();
                 }
             }
