@@ -38,7 +38,17 @@ fn every_link_and_include_leads_somewhere() {
         for target in links.chain(includes) {
             let target = target.split('#').next().unwrap();
             let local = !target.is_empty() && !target.contains("://");
-            let exists = page.parent().unwrap().join(target).exists();
+            // An include may be of a part, between two marks.
+            let (file, part) = match target.split_once(".rs:") {
+                Some((file, part)) => (format!("{file}.rs"), Some(part)),
+                None => (target.to_owned(), None),
+            };
+            let file = page.parent().unwrap().join(file);
+            let marked = |part| {
+                let text = fs::read_to_string(&file).unwrap_or_default();
+                text.contains(&format!("// ANCHOR: {part}\n"))
+            };
+            let exists = file.exists() && part.is_none_or(marked);
             assert!(!local || exists, "{}: {target}", page.display());
         }
         if let Ok(page) = page.strip_prefix(root.join("docs/src")) {
