@@ -77,6 +77,8 @@ if grep -q lab.measure /proc/cmdline; then
     measure net-download packets download
 fi
 
+# What the kernel says of IOMMUs: xtask looks for faults, among others.
+dmesg | grep -iE 'DMAR|iommu|x2apic' | sed 's/^/guest: kernel log: /'
 cat /proc/interrupts
 echo "guest: done"
 sleep 1 # the host takes its counts

@@ -35,6 +35,8 @@ enum Scenario {
     Run(RunArgs),
     /// Boot an unmodified Debian guest and check its I/O (the same as `cargo xtask boot`)
     Boot(boot::BootArgs),
+    /// Boot Debian guests behind our IOMMUs, in each of their modes
+    Iommu(boot::BootArgs),
     /// Try vring-vhost with DPDK's testpmd and with a guest of QEMU, killing it under load
     Vhost,
     /// Try the program sriov, and VFIO, with a real kernel's igb behind VT-d
@@ -68,6 +70,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
     match &args.scenario {
         Scenario::Run(args) => run_command(args),
         Scenario::Boot(args) => boot::boot(args),
+        Scenario::Iommu(args) => run_iommu(args),
         Scenario::Vhost => run_vhost(),
         Scenario::Sriov => run_sriov(),
         Scenario::Kernel(args) => print_kernel(args),
@@ -89,6 +92,16 @@ fn run_command(args: &RunArgs) -> Result<()> {
             finished.folder.display()
         );
     }
+    Ok(())
+}
+
+fn run_iommu(args: &boot::BootArgs) -> Result<()> {
+    let (used, attempt) = boot::iommu::run(args, &Progress::new("iommu"))?;
+    println!("exits by the unit's registers, of all exits to user space:");
+    for used in used {
+        println!("{used}");
+    }
+    println!("all checks passed at attempt {attempt}");
     Ok(())
 }
 

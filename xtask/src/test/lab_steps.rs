@@ -31,6 +31,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("boot, kernel 6.1", |session| {
         boots(session, &["--kernel", "6.1"])
     }),
+    ("boot, iommu", iommu),
     ("vhost-user", vhost_user),
     ("sr-iov", sr_iov),
     ("boot, elf kernel", |session| boots(session, &["--elf"])),
@@ -60,6 +61,26 @@ fn boots(session: &Session, flags: &[&str]) -> Result<Outcome> {
             ..Counts::default()
         },
         note,
+    })
+}
+
+fn iommu(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let args = Boot::try_parse_from(["boot", "--bound", "420"])?.args;
+    let (used, attempt) = boot::iommu::run(&args, &session.progress)?;
+    let mut notes = vec!["exits by the unit".to_owned()];
+    notes.extend(used.iter().map(ToString::to_string));
+    if attempt > 1 {
+        notes.push(format!("at attempt {attempt}"));
+    }
+    Ok(Outcome {
+        counts: Counts {
+            passed: boot::iommu::CHECKS,
+            ..Counts::default()
+        },
+        note: notes.join(", "),
     })
 }
 

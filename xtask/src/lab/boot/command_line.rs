@@ -84,6 +84,9 @@ pub fn command_line(
         } else {
             add(&["--disk", &text(disk), "--net", &format!("tap={TAP}")]);
         }
+        if let Some(iommu) = &args.iommu {
+            add(&["--iommu", iommu]);
+        }
         for report in ["exits.txt", "exits.json", "exits.svg"] {
             add(&["--report", &text(&results.join(report))]);
         }
@@ -92,6 +95,10 @@ pub fn command_line(
     ensure!(
         !args.vhost_user,
         "only reference-vmm is told to use vhost-user"
+    );
+    ensure!(
+        args.iommu.is_none(),
+        "only reference-vmm is told to have an IOMMU"
     );
     let machine = if args.vmm == Vmm::Q35 {
         "q35"

@@ -3,7 +3,9 @@
 mod attempts;
 mod command_line;
 mod exits;
+pub mod iommu;
 mod measured;
+mod several;
 
 use std::fmt;
 use std::fs;
@@ -23,12 +25,14 @@ use crate::workspace;
 use attempts::{GuestDied, attempts};
 use command_line::{backends, command_line};
 pub use measured::Measured;
+use several::Boot;
 
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
 const HOST_SCRIPT: &str = include_str!("../../../lab/boot-host.sh");
-const GUEST_MODULES: [&str; 8] = [
+const GUEST_MODULES: [&str; 9] = [
     "crc32c_generic",
     "ext4",
+    "virtio_iommu",
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -99,6 +103,17 @@ pub struct BootArgs {
     /// The VMM: ours, or QEMU as a machine to compare with
     #[arg(long, value_enum, default_value_t = Vmm::Reference)]
     pub vmm: Vmm,
+    /// The IOMMU before the devices, as reference-vmm's `--iommu` takes it (ours only)
+    #[arg(long, value_name = "KIND[,OPTION…]")]
+    pub iommu: Option<String>,
+    /// More words for the guest's kernel
+    #[arg(
+        long,
+        default_value = "",
+        value_name = "TEXT",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
     /// Use the emulated host even where this machine's own KVM would do
     #[arg(long)]
     pub emulated: bool,
@@ -178,7 +193,8 @@ pub fn boot(args: &BootArgs) -> Result<()> {
 
 /// Boots the guest and checks what it did.
 pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
-    let guest = Guest::prepare(args, CMDLINE, progress)?;
+    let cmdline = format!("{CMDLINE} {}", args.append);
+    let guest = Guest::prepare(args, cmdline.trim_end(), progress)?;
     let host = Host::new(name, Duration::from_secs(args.bound));
     let (finished, attempt) = if !args.emulated && debian::is_root() && has_hardware_kvm() {
         let folder = host.folder()?;
@@ -212,40 +228,23 @@ pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
 
 /// Boots the same guest in each of `vmms`, one after the other in one emulated host, and has it measure its I/O.
 pub fn compare(args: &BootArgs, vmms: &[Vmm], progress: &Progress) -> Result<Vec<Measured>> {
-    let mut scripts = Vec::new();
-    for vmm in vmms {
-        let args = BootArgs {
-            vmm: *vmm,
-            ..args.clone()
-        };
-        let guest = Guest::prepare(&args, &format!("{CMDLINE} lab.measure"), progress)?;
-        let (work, results) = (
-            format!("/run/lab-{}", vmm.name()),
-            format!("/job/{}", vmm.name()),
-        );
-        let busybox = Path::new("/run/busybox/busybox");
-        let one = guest.script(&args, Path::new(&work), Path::new(&results), busybox)?;
-        scripts.push(format!(
-            "mkdir {results}\n(\n{one}) >{results}/output.log 2>&1\necho $? >{results}/status\n"
-        ));
-    }
+    let boots: Vec<_> = vmms
+        .iter()
+        .map(|vmm| Boot {
+            name: vmm.name().to_owned(),
+            args: BootArgs {
+                vmm: *vmm,
+                ..args.clone()
+            },
+            cmdline: format!("{CMDLINE} lab.measure"),
+        })
+        .collect();
     let host = Host::new("compare", Duration::from_secs(args.bound));
-    let (measured, _) = attempts(&host.name, || {
-        let finished = host.run(host.folder()?, &scripts.concat(), progress)?;
-        vmms.iter()
-            .map(|vmm| {
-                let folder = finished.folder.join(vmm.name());
-                let one = Finished {
-                    status: fs::read_to_string(folder.join("status"))?.trim().parse()?,
-                    output: String::from_utf8_lossy(&fs::read(folder.join("output.log"))?)
-                        .into_owned(),
-                    folder,
-                };
-                check(&one)?;
-                Measured::read(&one)
-            })
-            .collect()
-    })?;
+    let read = |_: &Boot, finished: &Finished| {
+        check(finished)?;
+        Measured::read(finished)
+    };
+    let (measured, _) = several::run(&host, &boots, read, progress)?;
     Ok(measured)
 }
 

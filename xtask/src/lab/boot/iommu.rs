@@ -1,0 +1,224 @@
+//! Unmodified guests whose DMA and interrupts go through an emulated IOMMU.
+
+use std::fmt;
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::several::{self, Boot};
+use super::{BootArgs, CMDLINE, check};
+use crate::lab::host::{Finished, Host};
+use crate::progress::Progress;
+
+/// How an IOMMU is offered and used.
+struct Mode {
+    name: &'static str,
+    /// reference-vmm's `--iommu`.
+    iommu: &'static str,
+    cpus: u8,
+    /// More words for the guest's kernel.
+    append: &'static str,
+    /// What its log must say.
+    log: &'static [&'static str],
+    /// What `/proc/interrupts` must name.
+    interrupts: &'static [&'static str],
+    /// Whether accesses to the unit's registers exit; `None` if there is no such unit.
+    registers_exit: Option<bool>,
+}
+
+/// A VT-d unit, on which the others are variations.
+const VTD: Mode = Mode {
+    name: "lazy",
+    iommu: "vtd",
+    cpus: 2,
+    append: "intel_iommu=on",
+    log: &[
+        "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+        "policy: lazy mode",
+    ],
+    interrupts: &["IR-IO-APIC", "IR-PCI-MSIX", "DMAR-MSI"],
+    registers_exit: Some(true),
+};
+
+const MODES: [Mode; 5] = [
+    VTD,
+    Mode {
+        name: "sidecore",
+        iommu: "vtd,sidecore",
+        cpus: 1,
+        registers_exit: Some(false),
+        ..VTD
+    },
+    Mode {
+        name: "strict",
+        iommu: "vtd,strict,caching-mode",
+        cpus: 1,
+        log: &[
+            "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+            "policy: strict mode",
+        ],
+        ..VTD
+    },
+    Mode {
+        name: "scalable",
+        iommu: "vtd,caching-mode,scalable",
+        cpus: 1,
+        append: "intel_iommu=on,sm_on",
+        log: &[
+            "DMAR: Enable scalable mode",
+            "DMAR-IR: Enabled IRQ remapping in x2apic mode",
+        ],
+        ..VTD
+    },
+    Mode {
+        name: "virtio",
+        iommu: "virtio",
+        cpus: 1,
+        append: "",
+        log: &["virtio_iommu", "policy: lazy mode"],
+        interrupts: &["PCI-MSIX"],
+        registers_exit: None,
+    },
+];
+
+/// What the log must say in each mode: devices are behind the IOMMU, and in domains that translate.
+const TRANSLATED: [&str; 2] = [
+    "iommu: Default domain type: Translated",
+    "pci 0000:00:01.0: Adding to iommu group",
+];
+
+/// What a kernel says when something went wrong with an IOMMU.
+const FAULTS: [&str; 5] = [
+    "handling fault",
+    "fault reason",
+    "Invalidation Queue Error",
+    "timed out",
+    "hardware error",
+];
+
+/// What is looked at of reference-vmm's report.
+#[derive(Deserialize)]
+struct Report {
+    user: Vec<Exits>,
+    buses: Vec<Bus>,
+}
+
+#[derive(Deserialize)]
+struct Exits {
+    count: u64,
+}
+
+#[derive(Deserialize)]
+struct Bus {
+    regions: Vec<Region>,
+}
+
+#[derive(Deserialize)]
+struct Region {
+    name: String,
+    reads: u64,
+    writes: u64,
+}
+
+/// What one guest's use of the IOMMU cost.
+#[derive(Debug)]
+pub struct Used {
+    /// The mode's name.
+    pub name: &'static str,
+    /// Exits to user space that the unit's registers caused.
+    pub register_exits: u64,
+    /// All exits to user space.
+    pub exits: u64,
+}
+
+impl fmt::Display for Used {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{}: {} of {}",
+            self.name, self.register_exits, self.exits
+        )
+    }
+}
+
+/// Boots a guest in each mode, in one emulated host, and checks its I/O and its log. Also returns at which attempt all lived.
+pub fn run(args: &BootArgs, progress: &Progress) -> Result<(Vec<Used>, u32)> {
+    let boots: Vec<_> = MODES
+        .iter()
+        .map(|mode| Boot {
+            name: mode.name.to_owned(),
+            args: BootArgs {
+                iommu: Some(mode.iommu.to_owned()),
+                cpus: mode.cpus,
+                ..args.clone()
+            },
+            cmdline: format!("{CMDLINE} {}", mode.append),
+        })
+        .collect();
+    let host = Host::new("iommu", Duration::from_secs(args.bound));
+    let read = |boot: &Boot, finished: &Finished| {
+        check(finished)?;
+        let mode = MODES.iter().find(|mode| mode.name == boot.name);
+        mode.context("no such mode")?
+            .used(finished)
+            .with_context(|| format!("mode {}, logs in {}", boot.name, finished.folder.display()))
+    };
+    several::run(&host, &boots, read, progress)
+}
+
+/// How many checks [`run`] makes.
+pub const CHECKS: u64 = MODES.len() as u64 * (super::CHECKS + 4);
+
+impl Mode {
+    fn used(&self, finished: &Finished) -> Result<Used> {
+        let log: Vec<&str> = finished
+            .output
+            .lines()
+            .filter_map(|line| line.strip_prefix("guest: kernel log: "))
+            .collect();
+        for expected in TRANSLATED.iter().chain(self.log) {
+            if !log.iter().any(|line| line.contains(expected)) {
+                bail!(
+                    "the kernel does not say `{expected}`, but\n{}",
+                    log.join("\n")
+                );
+            }
+        }
+        if let Some(line) = log
+            .iter()
+            .find(|line| FAULTS.iter().any(|fault| line.contains(fault)))
+        {
+            bail!("the kernel says `{line}`");
+        }
+        if let Some(missing) = self
+            .interrupts
+            .iter()
+            .find(|kind| !finished.output.contains(*kind))
+        {
+            bail!("no interrupts of kind {missing}");
+        }
+        let report: Report =
+            serde_json::from_slice(&fs::read(finished.folder.join("exits.json"))?)?;
+        let register_exits = report
+            .buses
+            .iter()
+            .flat_map(|bus| &bus.regions)
+            .filter(|region| region.name == "VT-d unit")
+            .map(|region| region.reads + region.writes)
+            .sum::<u64>();
+        if self
+            .registers_exit
+            .is_some_and(|exit| exit != (register_exits > 0))
+        {
+            bail!("the unit's registers caused {register_exits} exits");
+        }
+        let exits = report.user.iter().map(|exits| exits.count).sum();
+        Ok(Used {
+            name: self.name,
+            register_exits,
+            exits,
+        })
+    }
+}
