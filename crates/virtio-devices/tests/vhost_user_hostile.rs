@@ -2,127 +2,26 @@
 //! peer for as hostile as a guest.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+mod raw_frontend;
+
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
 
 use proptest::prelude::*;
+use raw_frontend::*;
 use virtio_devices::Worker;
 use virtio_devices::block::{Block, BlockOptions, MemoryDisk};
 use virtio_devices::transport::vhost_user::{MemoryError, VhostUserBackend, VhostUserError};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
-
-const SET_FEATURES: u32 = 2;
-const SET_OWNER: u32 = 3;
-const SET_MEM_TABLE: u32 = 5;
-const SET_LOG_BASE: u32 = 6;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const SET_VRING_ERR: u32 = 14;
-const SET_PROTOCOL_FEATURES: u32 = 16;
-const SET_VRING_ENABLE: u32 = 18;
-const GET_CONFIG: u32 = 24;
-const GET_INFLIGHT_FD: u32 = 31;
-const SET_INFLIGHT_FD: u32 = 32;
-const ADD_MEM_REG: u32 = 37;
-const REM_MEM_REG: u32 = 38;
-
-const VERSION_1: u64 = 1 << 32;
-const PROTOCOL_FEATURES: u64 = 1 << 30;
-/// LOG_SHMFD, REPLY_ACK, CONFIG, INFLIGHT_SHMFD, CONFIGURE_MEM_SLOTS.
-const PROTOCOL: u64 = 1 << 1 | 1 << 3 | 1 << 9 | 1 << 12 | 1 << 15;
-
-/// A frontend that writes its messages by hand.
-struct Raw {
-    stream: UnixStream,
-    serving: JoinHandle<Result<(), VhostUserError>>,
-}
-
-fn words(words: &[u64]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_le_bytes()).collect()
-}
-
-fn halves(halves: &[u32]) -> Vec<u8> {
-    halves.iter().flat_map(|half| half.to_le_bytes()).collect()
-}
-
-impl Raw {
-    fn connect(backend: &Arc<VhostUserBackend>) -> Self {
-        let (stream, theirs) = UnixStream::pair().unwrap();
-        let backend = Arc::clone(backend);
-        let serving = thread::spawn(move || backend.serve(theirs));
-        Self { stream, serving }
-    }
-
-    /// One that has negotiated all that is needed.
-    fn negotiated(backend: &Arc<VhostUserBackend>) -> Self {
-        let raw = Self::connect(backend);
-        raw.send(SET_OWNER, &[], &[]);
-        raw.send(1, &[], &[]);
-        raw.reply();
-        raw.send(SET_PROTOCOL_FEATURES, &words(&[PROTOCOL]), &[]);
-        raw.send(SET_FEATURES, &words(&[VERSION_1 | PROTOCOL_FEATURES]), &[]);
-        raw
-    }
-
-    fn send(&self, code: u32, payload: &[u8], files: &[RawFd]) {
-        let size = u32::try_from(payload.len()).unwrap();
-        let message = [halves(&[code, 1, size]), payload.to_vec()].concat();
-        // Fails if the backend has hung up, which is what most tests wait for.
-        let _ = self.stream.send_with_fds(&[message.as_slice()], files);
-    }
-
-    fn reply(&self) -> Vec<u8> {
-        let mut header = [0; 12];
-        (&self.stream).read_exact(&mut header).unwrap();
-        let size = u32::from_le_bytes([header[8], header[9], header[10], header[11]]);
-        let mut payload = vec![0; size as usize];
-        (&self.stream).read_exact(&mut payload).unwrap();
-        payload
-    }
-
-    /// Shares `size` bytes of `file` at guest-physical (and its own) address `at`.
-    fn share(&self, file: &File, at: u64, size: u64, offset: u64) {
-        let table = [halves(&[1, 0]), words(&[at, size, at, offset])].concat();
-        self.send(SET_MEM_TABLE, &table, &[file.as_raw_fd()]);
-    }
-
-    /// What the backend has against it.
-    fn refused(self) -> VhostUserError {
-        self.serving.join().unwrap().unwrap_err()
-    }
-
-    /// Nothing was wrong.
-    fn served(self) {
-        drop(self.stream);
-        self.serving.join().unwrap().unwrap();
-    }
-}
 
 fn backend() -> Arc<VhostUserBackend> {
     let disk = MemoryDisk::new(vec![0; 512], false);
     let workers = vec![Worker::spawn("disk").unwrap()];
     let block = Block::new(disk, workers, BlockOptions::default()).unwrap();
     Arc::new(VhostUserBackend::new(Arc::new(block)))
-}
-
-fn file(len: u64) -> File {
-    let file = tempfile::tempfile().unwrap();
-    file.set_len(len).unwrap();
-    file
-}
-
-fn event() -> EventFd {
-    EventFd::new(EFD_NONBLOCK).unwrap()
 }
 
 /// The backend still serves those who behave.
@@ -361,12 +260,6 @@ fn memory_slots_are_bounded_and_found_again() {
         VhostUserError::Memory(MemoryError::Unknown { guest: 0x7000, .. })
     ));
     unharmed(&backend);
-}
-
-/// An in-flight message: length, offset, number and size of queues.
-fn in_flight(len: u64, offset: u64, queues: u16, size: u16) -> Vec<u8> {
-    let sizes = halves(&[u32::from(size) << 16 | u32::from(queues), 0]);
-    [words(&[len, offset]), sizes].concat()
 }
 
 /// THREATS "host allocation or loop from an inflated length".
