@@ -1,8 +1,8 @@
 //! Driver and device on two cores beside the C rings of the kernel's `tools/virtio/ringtest`, which measure the same: a driver that adds and
 //! takes one buffer at a time, a device that uses one at a time, neither of them ever asleep.
 //!
-//! Each is a process of its own, timed from its start to its end. `RINGTEST` names the folder of the C programs. Prints the rows of a table in
-//! Markdown: nanoseconds a buffer.
+//! Each is a process of its own, timed from its start to its end. `RINGTEST` names the folder of the C programs; without them nothing runs.
+//! Prints the rows of a table in Markdown: nanoseconds a buffer.
 
 #![allow(
     clippy::unwrap_used,
@@ -11,6 +11,7 @@
     reason = "benchmark"
 )]
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -45,23 +46,23 @@ fn main() {
         let (_, features, _) = SIDES.into_iter().find(|(name, ..)| name == side).unwrap();
         return exchange(features, buffers.parse().unwrap());
     }
-    let ringtest = std::env::var_os("RINGTEST");
+    let Some(ringtest) = std::env::var_os("RINGTEST") else {
+        eprintln!("two_threads: SKIPPED: `cargo xtask bench ringtest` runs it beside its peers");
+        return;
+    };
     for (name, _, peer) in SIDES {
         let ours = nanoseconds(Command::new(std::env::current_exe().unwrap()).args([
             "run",
             name,
             &BUFFERS.to_string(),
         ]));
-        let theirs = ringtest.as_ref().map(|folder| {
-            let mut command = Command::new(std::path::Path::new(folder).join(peer));
-            command.args(["--ring-size", &SIZE.to_string()]);
-            command.args(["--run-cycles", &BUFFERS.to_string()]);
-            command.args(["--outstanding", &OUTSTANDING.to_string()]);
-            command.args(["--guest-affinity", &DRIVER_CPU.to_string()]);
-            nanoseconds(command.args(["--host-affinity", &DEVICE_CPU.to_string()]))
-        });
-        let theirs = theirs.map_or("SKIPPED".to_owned(), |theirs| format!("{theirs:.1}"));
-        println!("| {name} | {ours:.1} | {peer} | {theirs} |");
+        let mut command = Command::new(Path::new(&ringtest).join(peer));
+        command.args(["--ring-size", &SIZE.to_string()]);
+        command.args(["--run-cycles", &BUFFERS.to_string()]);
+        command.args(["--outstanding", &OUTSTANDING.to_string()]);
+        command.args(["--guest-affinity", &DRIVER_CPU.to_string()]);
+        let theirs = nanoseconds(command.args(["--host-affinity", &DEVICE_CPU.to_string()]));
+        println!("| {name} | {ours:.1} | {peer} | {theirs:.1} |");
     }
 }
 
