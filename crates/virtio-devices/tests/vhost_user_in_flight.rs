@@ -1,5 +1,4 @@
 //! A backend that is killed: what it had begun is not lost, and what it had answered is not done again.
-#![expect(clippy::unwrap_used, reason = "test code")]
 
 mod raw_frontend;
 
