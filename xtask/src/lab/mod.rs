@@ -96,7 +96,7 @@ fn run_command(args: &RunArgs) -> Result<()> {
 }
 
 fn run_iommu(args: &boot::BootArgs) -> Result<()> {
-    let (used, attempt) = boot::iommu::run(args, &Progress::new("iommu"))?;
+    let (used, attempt) = boot::iommu::run(args, true, &Progress::new("iommu"))?;
     println!("exits by the unit's registers, of all exits to user space:");
     for used in used {
         println!("{used}");

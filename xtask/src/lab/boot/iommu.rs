@@ -26,6 +26,8 @@ struct Mode {
     interrupts: &'static [&'static str],
     /// Whether accesses to the unit's registers exit; `None` if there is no such unit.
     registers_exit: Option<bool>,
+    /// Whether `cargo xtask test` boots it. Strict guests exit for each buffer, which takes minutes on the emulated host.
+    tested: bool,
 }
 
 /// A VT-d unit, on which the others are variations.
@@ -40,6 +42,7 @@ const VTD: Mode = Mode {
     ],
     interrupts: &["IR-IO-APIC", "IR-PCI-MSIX", "DMAR-MSI"],
     registers_exit: Some(true),
+    tested: true,
 };
 
 const MODES: [Mode; 5] = [
@@ -59,6 +62,7 @@ const MODES: [Mode; 5] = [
             "DMAR-IR: Enabled IRQ remapping in x2apic mode",
             "policy: strict mode",
         ],
+        tested: false,
         ..VTD
     },
     Mode {
@@ -70,6 +74,7 @@ const MODES: [Mode; 5] = [
             "DMAR: Enable scalable mode",
             "DMAR-IR: Enabled IRQ remapping in x2apic mode",
         ],
+        tested: false,
         ..VTD
     },
     Mode {
@@ -80,6 +85,7 @@ const MODES: [Mode; 5] = [
         log: &["virtio_iommu", "policy: lazy mode"],
         interrupts: &["PCI-MSIX"],
         registers_exit: None,
+        tested: true,
     },
 ];
 
@@ -143,10 +149,12 @@ impl fmt::Display for Used {
     }
 }
 
-/// Boots a guest in each mode, in one emulated host, and checks its I/O and its log. Also returns at which attempt all lived.
-pub fn run(args: &BootArgs, progress: &Progress) -> Result<(Vec<Used>, u32)> {
+/// Boots a guest in each mode, or in those that the tests have time for, in one emulated host, and checks its I/O and its log. Also
+/// returns at which attempt all lived.
+pub fn run(args: &BootArgs, all: bool, progress: &Progress) -> Result<(Vec<Used>, u32)> {
     let boots: Vec<_> = MODES
         .iter()
+        .filter(|mode| all || mode.tested)
         .map(|mode| Boot {
             name: mode.name.to_owned(),
             args: BootArgs {
@@ -168,8 +176,8 @@ pub fn run(args: &BootArgs, progress: &Progress) -> Result<(Vec<Used>, u32)> {
     several::run(&host, &boots, read, progress)
 }
 
-/// How many checks [`run`] makes.
-pub const CHECKS: u64 = MODES.len() as u64 * (super::CHECKS + 4);
+/// How many checks [`run`] makes in one mode.
+pub const CHECKS: u64 = super::CHECKS + 4;
 
 impl Mode {
     fn used(&self, finished: &Finished) -> Result<Used> {

@@ -29,10 +29,9 @@ use several::Boot;
 
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
 const HOST_SCRIPT: &str = include_str!("../../../lab/boot-host.sh");
-const GUEST_MODULES: [&str; 9] = [
+const GUEST_MODULES: [&str; 8] = [
     "crc32c_generic",
     "ext4",
-    "virtio_iommu",
     "virtio_pci",
     "virtio_mmio",
     "virtio_blk",
@@ -40,6 +39,8 @@ const GUEST_MODULES: [&str; 9] = [
     "virtio_rng",
     "virtio_console",
 ];
+/// The driver of a virtio IOMMU, which Debian's kernel 6.1 does not have.
+const IOMMU_MODULE: &str = "virtio_iommu";
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 const TAP: &str = "lab0";
 /// What the guest and the host must have reported.
@@ -261,16 +262,18 @@ impl Guest {
         progress.step("the guest's kernel and initramfs");
         let lab = workspace::lab()?;
         let kernel = Kernel::obtain(&lab, args.kernel)?;
-        let initrd = lab.join(format!("guest-{}.initrd", kernel.release));
+        let mut name = format!("guest-{}", kernel.release);
+        let mut modules = GUEST_MODULES.to_vec();
+        let iommu = args.iommu.as_deref().unwrap_or_default();
+        if iommu.starts_with("virtio") {
+            // Before the drivers of the devices that are behind it.
+            modules.insert(0, IOMMU_MODULE);
+            name.push_str("-iommu");
+        }
+        let initrd = lab.join(format!("{name}.initrd"));
         fs::write(
             &initrd,
-            initramfs::build(
-                &lab,
-                &kernel,
-                &GUEST_MODULES,
-                GUEST_INIT,
-                &[random_read(&lab)?],
-            )?,
+            initramfs::build(&lab, &kernel, &modules, GUEST_INIT, &[random_read(&lab)?])?,
         )?;
         let image = if args.elf {
             kernel.vmlinux()?
