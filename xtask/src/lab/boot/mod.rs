@@ -22,7 +22,7 @@ use super::{debian, initramfs, vhost};
 use crate::process::{self, quoted};
 use crate::progress::Progress;
 use crate::workspace;
-use attempts::{GuestDied, attempts};
+use attempts::{ATTEMPTS, GuestDied, attempts};
 use command_line::{backends, command_line};
 pub use measured::Measured;
 use several::Boot;
@@ -213,7 +213,7 @@ pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
             Path::new("/job"),
             Path::new("/run/busybox/busybox"),
         )?;
-        attempts(name, || {
+        attempts(name, ATTEMPTS, || {
             let finished = host.run(host.folder()?, &script, progress)?;
             check(&finished)?;
             Ok(finished)

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::attempts::{GuestDied, attempts};
+use super::attempts::{ATTEMPTS_WITH_MANY_EXITS, GuestDied, attempts};
 use super::{BootArgs, Guest};
 use crate::lab::host::{Finished, Host};
 use crate::progress::Progress;
@@ -34,7 +34,7 @@ pub fn run<T>(
         .map(|boot| boot.script(progress))
         .collect::<Result<Vec<_>>>()?;
     let mut results = BTreeMap::new();
-    let ((), attempt) = attempts(&host.name, || {
+    let ((), attempt) = attempts(&host.name, ATTEMPTS_WITH_MANY_EXITS, || {
         let left: Vec<_> = (0..)
             .zip(boots.iter().zip(&scripts))
             .filter(|(number, _): &(usize, _)| !results.contains_key(number))
