@@ -26,7 +26,7 @@ struct Mode {
     interrupts: &'static [&'static str],
     /// Whether accesses to the unit's registers exit; `None` if there is no such unit.
     registers_exit: Option<bool>,
-    /// Whether `cargo xtask test` boots it. Strict guests exit for each buffer, which takes minutes on the emulated host.
+    /// Whether `cargo xtask test` boots it. The others take minutes on the emulated host, or die there often.
     tested: bool,
 }
 
@@ -52,6 +52,7 @@ const MODES: [Mode; 5] = [
         iommu: "vtd,sidecore",
         cpus: 1,
         registers_exit: Some(false),
+        tested: false,
         ..VTD
     },
     Mode {
@@ -85,7 +86,7 @@ const MODES: [Mode; 5] = [
         log: &["virtio_iommu", "policy: lazy mode"],
         interrupts: &["PCI-MSIX"],
         registers_exit: None,
-        tested: true,
+        tested: false,
     },
 ];
 
