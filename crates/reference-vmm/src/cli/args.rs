@@ -5,7 +5,7 @@ use virtio_devices::net::MacAddress;
 
 use super::size;
 use super::vhost_user::{self, VhostUserArg};
-use crate::machine::{Iommu, Transport, VtdOptions};
+use crate::machine::{Emulated, Iommu, Transport, VtdOptions};
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -17,7 +17,7 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Run a small built-in guest that drives a virtio disk, and show what it cost
     ///
     /// It needs nothing but /dev/kvm.
@@ -90,6 +90,10 @@ pub(super) struct RunArgs {
     /// How the guest finds its virtio devices
     #[arg(long, value_enum, default_value_t = TransportArg::Pci)]
     pub(super) transport: TransportArg,
+
+    /// Further PCI device. May be repeated
+    #[arg(long = "device", value_name = "NAME", value_enum)]
+    pub(super) devices: Vec<DeviceArg>,
 
     /// IOMMU before all devices: an Intel VT-d unit with interrupt remapping, or a virtio-iommu. Options: `strict` has a Linux guest invalidate at once what it unmaps; of VT-d, `caching-mode`, `scalable`, and `sidecore`, with which a thread polls its registers instead of taking exits
     #[arg(long, value_name = "vtd|virtio[,OPTION...]", value_parser = iommu)]
@@ -216,6 +220,20 @@ fn console(text: &str) -> Result<ConsoleArg, String> {
         None if text == "stdio" => Ok(ConsoleArg::Stdio),
         Some(("file", path)) if !path.is_empty() => Ok(ConsoleArg::File(path.into())),
         _ => Err("expected stdio or file=FILE".to_owned()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum DeviceArg {
+    /// QEMU's device for teaching: a factorial, DMA, interrupts
+    Edu,
+}
+
+impl From<DeviceArg> for Emulated {
+    fn from(device: DeviceArg) -> Self {
+        match device {
+            DeviceArg::Edu => Self::Edu,
+        }
     }
 }
 

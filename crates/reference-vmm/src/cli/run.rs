@@ -143,6 +143,7 @@ impl Kept {
                 nics: self.nics.clone(),
                 vhost_user,
                 console,
+                emulated: args.devices.iter().copied().map(Into::into).collect(),
             },
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),

@@ -1,4 +1,4 @@
-//! The board's own devices: what a PC has besides PCI.
+//! The board's own devices, what a PC has besides PCI, and a PCI device to learn from.
 
 pub mod cmos;
 pub mod edu;

@@ -1,4 +1,4 @@
-//! The virtio devices of a machine, made from its description.
+//! The devices of a machine, made from its description.
 
 use std::fs::File;
 use std::io;
@@ -13,6 +13,7 @@ use virtio_devices::{DmaView, Worker};
 use super::MachineError;
 use super::board::Motherboard;
 use super::disk::Disk;
+use super::emulated::Emulated;
 use super::vhost_user::VhostUser;
 use super::virtio::{AttachError, Transport, Views, VirtioDevices};
 use crate::acpi::VirtioMmioSlot;
@@ -26,7 +27,7 @@ pub struct Nic {
     pub mac: MacAddress,
 }
 
-/// What virtio devices a machine has, besides a source of entropy.
+/// What devices a machine has, besides a source of entropy.
 #[derive(Default)]
 pub struct Peripherals {
     /// Block devices.
@@ -37,16 +38,19 @@ pub struct Peripherals {
     pub vhost_user: Vec<VhostUser>,
     /// The port of a console.
     pub console: Option<Port>,
+    /// Devices that are not virtio's.
+    pub emulated: Vec<Emulated>,
 }
 
 impl Peripherals {
-    /// How many devices they are, with the source of entropy.
+    /// How many virtio devices they are, with the source of entropy.
     pub(super) fn devices(&self) -> u8 {
         let Self {
             disks,
             nics,
             vhost_user,
             console,
+            emulated: _,
         } = self;
         let console = usize::from(console.is_some());
         let count = disks.len() + nics.len() + vhost_user.len() + console + 1;
@@ -74,13 +78,17 @@ impl<A: DmaView> Devices<A> {
         transport: Transport,
         board: &Motherboard,
     ) -> Result<(Box<dyn Stoppable>, Vec<VirtioMmioSlot>), MachineError> {
-        let mut virtio = VirtioDevices::new(views, transport, 1);
         let Peripherals {
             disks,
             nics,
             vhost_user,
             console,
+            emulated,
         } = peripherals;
+        for (device, index) in emulated.into_iter().zip(0u8..) {
+            device.attach(index, &views, board)?;
+        }
+        let mut virtio = VirtioDevices::new(views, transport, 1);
         let mut blocks = Vec::new();
         for (disk, number) in disks.into_iter().zip(0u32..) {
             let name = format!("blk{number}");

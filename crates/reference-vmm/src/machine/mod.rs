@@ -3,6 +3,7 @@
 mod board;
 mod devices;
 pub mod disk;
+mod emulated;
 mod iommu;
 pub mod layout;
 mod memory;
@@ -20,6 +21,7 @@ use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
 pub use devices::{Nic, Peripherals};
+pub use emulated::Emulated;
 pub use iommu::{Iommu, IommuError, VtdOptions};
 pub use memory::{Memory, MemoryError};
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
@@ -27,6 +29,7 @@ pub use virtio::{AttachError, Transport};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};
+use crate::devices::edu::EduError;
 use crate::devices::keyboard;
 use crate::devices::serial::SerialPort;
 use crate::irq::{Controller, ControllerError};
@@ -47,7 +50,7 @@ pub struct Config {
     pub memory: u64,
     /// What it boots.
     pub payload: Payload,
-    /// Its virtio devices.
+    /// Its devices.
     pub peripherals: Peripherals,
     /// How the guest finds virtio devices.
     pub transport: Transport,
@@ -90,6 +93,9 @@ pub enum MachineError {
     /// A virtio device.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A device to learn from.
+    #[error(transparent)]
+    Edu(#[from] EduError),
     /// The IOMMU.
     #[error(transparent)]
     Iommu(#[from] IommuError),

@@ -41,6 +41,8 @@ impl Vtd {
             scalable,
             first_stage: scalable,
             nested: scalable,
+            // A guest whose devices are at fault several times before it looks learns of each.
+            fault_records: 8,
             pasid_bits: if scalable { 20 } else { 0 },
             ..Config::default()
         };
