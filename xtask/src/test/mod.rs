@@ -4,6 +4,7 @@ mod cargo_steps;
 mod lab_steps;
 mod qemu_steps;
 pub mod summary;
+mod tutorial;
 
 use std::fs;
 use std::path::PathBuf;
@@ -133,6 +134,7 @@ impl Logged {
 pub fn test(args: &TestArgs) -> Result<()> {
     let steps: Vec<(&str, Run)> = cargo_steps::STEPS
         .iter()
+        .chain(tutorial::STEPS)
         .chain(qemu_steps::STEPS)
         .chain(lab_steps::STEPS)
         .copied()
