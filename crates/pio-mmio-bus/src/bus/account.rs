@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
+use histogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::reclaim::{Mutex, lock};
@@ -41,7 +41,7 @@ pub struct RegionReport {
     pub times: Times,
 }
 
-/// A distribution of times in nanoseconds. Quantiles are exact to two digits.
+/// A distribution of times in nanoseconds. Quantiles are exact to 1 %.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// Sum.
@@ -77,8 +77,11 @@ pub struct Meter {
     accounts: Mutex<Accounts>,
 }
 
-/// Longer times count as this, in nanoseconds. Bounds the memory of a histogram.
-const LONGEST: u64 = 10_000_000_000;
+/// Times below two to the power of this, in nanoseconds (17 s), count as what they are, longer ones as the longest of these. Bounds
+/// the memory of a histogram.
+const MAX_VALUE_POWER: u8 = 34;
+/// A bucket is not wider than its start over two to the power of this.
+const GROUPING_POWER: u8 = 7;
 
 type Accounts = BTreeMap<RegionId, Account>;
 
@@ -89,7 +92,9 @@ struct Account {
     failed: u64,
     suspended: u64,
     total: u64,
-    times: Histogram<u64>,
+    min: u64,
+    max: u64,
+    times: Histogram,
 }
 
 impl Meter {
@@ -123,9 +128,7 @@ impl Meter {
             Outcome::Suspended(_) => account.suspended += 1,
             Outcome::Done | Outcome::Unclaimed => {}
         }
-        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        account.total = account.total.saturating_add(took);
-        account.times.saturating_record(took);
+        account.time(took);
     }
 
     /// Adds what `other` has counted.
@@ -168,21 +171,55 @@ impl Account {
             failed: 0,
             suspended: 0,
             total: 0,
-            times: Histogram::new_with_bounds(1, LONGEST, 2).expect("constant bounds"),
+            min: u64::MAX,
+            max: 0,
+            times: Histogram::new(GROUPING_POWER, MAX_VALUE_POWER).expect("constant bounds"),
         }
     }
 
+    #[expect(clippy::expect_used, reason = "longer times were cut to the longest")]
+    fn time(&mut self, took: Duration) {
+        let took = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        self.total = self.total.saturating_add(took);
+        self.min = self.min.min(took);
+        self.max = self.max.max(took);
+        let longest = (1 << MAX_VALUE_POWER) - 1;
+        self.times.increment(took.min(longest)).expect("in range");
+    }
+
+    #[expect(
+        clippy::expect_used,
+        reason = "all histograms here have the same bounds"
+    )]
     fn add(&mut self, other: &Self) {
         self.reads += other.reads;
         self.writes += other.writes;
         self.failed += other.failed;
         self.suspended += other.suspended;
         self.total = self.total.saturating_add(other.total);
-        self.times += &other.times;
+        self.min = self.min.min(other.min);
+        self.max = self.max.max(other.max);
+        self.times = self.times.wrapping_add(&other.times).expect("same bounds");
+    }
+
+    /// What `share` of the accesses took at most, in nanoseconds.
+    fn quantile(&self, share: f64) -> u64 {
+        let bucket = self.times.quantile_bucket(share).ok().flatten();
+        bucket.map_or(0, |bucket| bucket.end().min(self.max))
+    }
+
+    fn buckets(&self) -> Vec<Bucket> {
+        let mut counts = BTreeMap::new();
+        for bucket in self.times.iter().filter(|bucket| bucket.count() > 0) {
+            let zeros = bucket.end().leading_zeros();
+            let up_to = u64::MAX.checked_shr(zeros).unwrap_or(0);
+            *counts.entry(up_to).or_default() += bucket.count();
+        }
+        let bucket = |(up_to, count)| Bucket { up_to, count };
+        counts.into_iter().map(bucket).collect()
     }
 
     fn report(&self) -> RegionReport {
-        let times = &self.times;
         RegionReport {
             name: self.name.to_string(),
             reads: self.reads,
@@ -191,18 +228,11 @@ impl Account {
             suspended: self.suspended,
             times: Times {
                 total: self.total,
-                min: times.min(),
-                p50: times.value_at_quantile(0.5),
-                p99: times.value_at_quantile(0.99),
-                max: times.max(),
-                buckets: times
-                    .iter_log(1, 2.0)
-                    .map(|step| Bucket {
-                        up_to: step.value_iterated_to(),
-                        count: step.count_since_last_iteration(),
-                    })
-                    .filter(|bucket| bucket.count > 0)
-                    .collect(),
+                min: self.min,
+                p50: self.quantile(0.5),
+                p99: self.quantile(0.99),
+                max: self.max,
+                buckets: self.buckets(),
             },
         }
     }
