@@ -50,6 +50,16 @@ echo "guest: rng: $(cat /sys/class/misc/hw_random/rng_current) $(head -c 16 /dev
 
 umount /disk
 
+# The device to learn from, if there is one.
+edu=$(grep -l 0x11e8 /sys/bus/pci/devices/*/device)
+if [ -n "$edu" ] && [ -e /dev/vfio/vfio ]; then
+    edu=${edu%/device}
+    echo vfio-pci >"$edu/driver_override"
+    echo "${edu##*/}" >/sys/bus/pci/drivers_probe
+    dmesg -n 1 # no message of the kernel amid these lines
+    timeout 60 edu "${edu##*/}" 2>&1
+fi
+
 # Asked to be measured: the host counts exits and kicks between these marks, we count interrupts.
 interrupts() {
     awk '/virtio/ { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) sum += $i } END { print sum + 0 }' /proc/interrupts

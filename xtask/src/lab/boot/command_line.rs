@@ -87,6 +87,9 @@ pub fn command_line(
         if let Some(iommu) = &args.iommu {
             add(&["--iommu", iommu]);
         }
+        if args.edu {
+            add(&["--device", "edu"]);
+        }
         for report in ["exits.txt", "exits.json", "exits.svg"] {
             add(&["--report", &text(&results.join(report))]);
         }
@@ -97,8 +100,8 @@ pub fn command_line(
         "only reference-vmm is told to use vhost-user"
     );
     ensure!(
-        args.iommu.is_none(),
-        "only reference-vmm is told to have an IOMMU"
+        args.iommu.is_none() && !args.edu,
+        "only reference-vmm is told to have an IOMMU or the device edu"
     );
     let machine = if args.vmm == Vmm::Q35 {
         "q35"

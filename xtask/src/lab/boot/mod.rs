@@ -41,6 +41,8 @@ const GUEST_MODULES: [&str; 8] = [
 ];
 /// The driver of a virtio IOMMU, which Debian's kernel 6.1 does not have.
 const IOMMU_MODULE: &str = "virtio_iommu";
+/// The drivers with which a program in the guest drives a device, behind an IOMMU.
+const VFIO_MODULES: [&str; 2] = ["vfio_pci", "vfio_iommu_type1"];
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1";
 const TAP: &str = "lab0";
 /// What the guest and the host must have reported.
@@ -107,6 +109,9 @@ pub struct BootArgs {
     /// The IOMMU before the devices, as reference-vmm's `--iommu` takes it (ours only)
     #[arg(long, value_name = "KIND[,OPTION…]")]
     pub iommu: Option<String>,
+    /// Attach the device `edu`, which the guest drives from user space if a VT-d unit stands before it (ours only)
+    #[arg(long)]
+    pub edu: bool,
     /// More words for the guest's kernel
     #[arg(
         long,
@@ -270,10 +275,16 @@ impl Guest {
             modules.insert(0, IOMMU_MODULE);
             name.push_str("-iommu");
         }
+        let mut programs = vec![program(&lab, "random-read")?];
+        if args.edu {
+            modules.extend(VFIO_MODULES);
+            programs.push(program(&lab, "edu")?);
+            name.push_str("-edu");
+        }
         let initrd = lab.join(format!("{name}.initrd"));
         fs::write(
             &initrd,
-            initramfs::build(&lab, &kernel, &modules, GUEST_INIT, &[random_read(&lab)?])?,
+            initramfs::build(&lab, &kernel, &modules, GUEST_INIT, &programs)?,
         )?;
         let image = if args.elf {
             kernel.vmlinux()?
@@ -336,9 +347,9 @@ fn shell(words: &[String]) -> String {
     words.join(" ")
 }
 
-/// Builds the guest's benchmark: by `rustc` itself, since cargo would build all that xtask depends on for another target.
-fn random_read(lab: &Path) -> Result<PathBuf> {
-    let program = lab.join("random-read");
+/// Builds a program for the guest: by `rustc` itself, since cargo would build all that xtask depends on for another target.
+fn program(lab: &Path, name: &str) -> Result<PathBuf> {
+    let program = lab.join(name);
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc
         .args([
@@ -350,7 +361,7 @@ fn random_read(lab: &Path) -> Result<PathBuf> {
         ])
         .args(["-C", "strip=symbols", "-o"])
         .arg(&program)
-        .arg(workspace::root()?.join("xtask/lab/random-read.rs"));
+        .arg(workspace::root()?.join(format!("xtask/lab/{name}.rs")));
     process::run_quietly(&mut rustc)?;
     Ok(program)
 }
