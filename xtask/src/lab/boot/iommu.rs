@@ -273,3 +273,37 @@ fn provoked<'a>(output: &str, log: &[&'a str]) -> Result<Vec<&'a str>> {
     lines.extend(handling.take(2));
     Ok(lines)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: &str = "[1] DMAR: [DMA Read NO_PASID] Request device [00:1e.0] fault addr 0x8bfa000 [fault reason 0x06] x";
+    const WRITE: &str = "[1] DMAR: [DMA Write NO_PASID] Request device [00:1e.0] fault addr 0x8bfa000 [fault reason 0x05] x";
+
+    fn output() -> String {
+        let mut output = "guest: edu must not reach 0x8bfa000\n".to_owned();
+        output.extend(EDU.map(|check| format!("guest: edu {check}: ok\n")));
+        output
+    }
+
+    #[test]
+    fn faults_of_edu_are_expected_in_both_directions_and_no_others() {
+        let other = "[2] DMAR: [DMA Read NO_PASID] Request device [00:01.0] fault addr 0x8bfa000 [fault reason 0x06] x";
+        let lines = provoked(&output(), &[other, READ, WRITE]).unwrap();
+        assert_eq!(lines, [READ, WRITE]);
+        let elsewhere = WRITE.replace("0x8bfa000", "0x8bfa0000");
+        let device = WRITE.replace("1e.0", "1d.0");
+        for log in [&[READ][..], &[WRITE], &[READ, &elsewhere], &[READ, &device]] {
+            assert!(provoked(&output(), log).is_err(), "{log:?}");
+        }
+    }
+
+    #[test]
+    fn each_check_of_edu_is_to_be_reported() {
+        for check in EDU {
+            let output = output().replace(&format!("edu {check}: ok"), "edu");
+            assert!(provoked(&output, &[READ, WRITE]).is_err(), "{check}");
+        }
+    }
+}
