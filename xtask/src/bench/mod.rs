@@ -2,6 +2,7 @@
 
 mod boots;
 mod criterion;
+mod iommu;
 mod ringtest;
 mod vhost;
 
@@ -19,6 +20,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("criterion", criterion::measure),
     ("ringtest", ringtest::measure),
     ("vhost", vhost::measure),
+    ("iommu", iommu::measure),
     ("boots", boots::measure),
 ];
 
@@ -27,7 +29,7 @@ type Measure = fn(&Progress) -> Result<Section>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Only these sections (criterion, ringtest, vhost, boots, …); the book's page is written by a run of all alone
+    /// Only these sections (criterion, ringtest, vhost, iommu, boots, …); the book's page is written by a run of all alone
     #[arg(value_name = "SECTION")]
     only: Vec<String>,
 }
