@@ -3,11 +3,13 @@
 
 mod machine;
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use machine::*;
 use pio_mmio_bus::bus::{AccessError, BusDevice, Doorbell};
-use pio_mmio_bus::pci::{Bar, BarKind, ConfigBuilder, ConfigError, ConfigSpace, PciFunction};
+use pio_mmio_bus::pci::{
+    Bar, BarKind, ConfigBuilder, ConfigError, ConfigSpace, Follower, PciFunction,
+};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const IO: BarKind = BarKind::Io;
@@ -373,4 +375,46 @@ fn device_moves_its_own_bar_during_its_own_access() {
     }
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     other.join().unwrap();
+}
+
+/// What a follower was told.
+#[derive(Default)]
+struct Told(Mutex<Vec<Option<u64>>>);
+
+impl Follower for Told {
+    fn follow(&self, base: Option<u64>) {
+        self.0.lock().unwrap().push(base);
+    }
+}
+
+/// A follower is never told of a place where another region answers, and of none before the region leaves one.
+#[test]
+fn a_follower_is_told_where_its_region_answers() {
+    let machine = Machine::new();
+    let region = |name| {
+        let region = machine.decoder.region(M32, 0x1000, name, Echo::new(0));
+        region.unwrap()
+    };
+    let (followed, other) = (region("followed"), region("other"));
+    let told = Arc::new(Told::default());
+    followed.set_follower(told.clone());
+    let take = || std::mem::take(&mut *told.0.lock().unwrap());
+
+    followed.place(Some(0x1000));
+    followed.place(Some(0x1000));
+    assert_eq!(take(), [Some(0x1000)]);
+    followed.place(Some(0x3000));
+    assert_eq!(take(), [None, Some(0x3000)]);
+    // The other's place is taken: the followed region is nowhere, and returns when there is room.
+    other.place(Some(0x5000));
+    followed.place(Some(0x4800));
+    assert_eq!(take(), [None]);
+    other.place(Some(0x6000));
+    assert_eq!(take(), [Some(0x4800)]);
+    followed.place(None);
+    followed.place(None);
+    assert_eq!(take(), [None]);
+    followed.place(Some(0x1000));
+    drop(followed);
+    assert_eq!(take(), [Some(0x1000), None]);
 }

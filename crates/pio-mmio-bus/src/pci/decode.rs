@@ -13,6 +13,14 @@ pub struct Decoder {
     placements: Mutex<Vec<Placement>>,
 }
 
+/// Follows a region as the guest moves it: by memory of the host that answers in its place, without exits.
+pub trait Follower: Send + Sync {
+    /// The region is decoded at `base` now; or it is about to be decoded there no more, nor elsewhere.
+    ///
+    /// Called with the decoder locked: it must not place regions.
+    fn follow(&self, base: Option<u64>);
+}
+
 /// Where a region is to be.
 struct Placement {
     space: AddressSpace,
@@ -20,6 +28,15 @@ struct Placement {
     base: Option<u64>,
     /// There was no room for it.
     displaced: bool,
+    follower: Option<Arc<dyn Follower>>,
+}
+
+impl Placement {
+    fn tell(&self, base: Option<u64>) {
+        if let Some(follower) = &self.follower {
+            follower.follow(base);
+        }
+    }
 }
 
 impl Decoder {
@@ -55,6 +72,7 @@ impl Decoder {
             region,
             base: None,
             displaced: false,
+            follower: None,
         });
         Ok(DecodedRegion {
             decoder: Arc::clone(self),
@@ -71,6 +89,9 @@ impl Decoder {
         };
         if own.base == base && !own.displaced {
             return;
+        }
+        if own.base.is_some() && !own.displaced {
+            own.tell(None);
         }
         own.base = base;
         self.settle(own);
@@ -92,6 +113,9 @@ impl Decoder {
                 Err(BusError::Overlap { .. } | BusError::OutOfSpace { .. })
             )
         });
+        if placement.base.is_some() && !placement.displaced {
+            placement.tell(placement.base);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Placement>> {
@@ -112,6 +136,17 @@ impl DecodedRegion {
     /// Decodes the region at `base`, or not at all.
     pub fn place(&self, base: Option<u64>) {
         self.decoder.place(self.space, self.region, base);
+    }
+
+    /// Tells `follower` from now on where the region is, beginning with its next move.
+    pub fn set_follower(&self, follower: Arc<dyn Follower>) {
+        let mut placements = self.decoder.lock();
+        let mut own = placements.iter_mut();
+        if let Some(own) =
+            own.find(|other| (other.space, other.region) == (self.space, self.region))
+        {
+            own.follower = Some(follower);
+        }
     }
 
     /// The region on the bus of its [`space`](Self::space).

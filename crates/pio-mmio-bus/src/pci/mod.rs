@@ -73,7 +73,7 @@ pub use bdf::RequesterId;
 pub use builder::{ConfigBuilder, ConfigError, Identity};
 pub use capability::{Capability, PortType};
 pub use config::{ConfigSpace, ConfigSpaceState, ConfigStateError};
-pub use decode::{DecodedRegion, Decoder};
+pub use decode::{DecodedRegion, Decoder, Follower};
 pub use ecam::Ecam;
 pub use function::{CapabilityHandler, PciFunction};
 pub use intx::{InterruptPin, IntxLines, IntxPin};
