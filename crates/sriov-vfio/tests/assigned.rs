@@ -8,7 +8,7 @@ use std::sync::Arc;
 use pio_mmio_bus::bus::{AddressSpace, Bus, BusReader, Outcome};
 use pio_mmio_bus::interrupt::RecordingRouter;
 use pio_mmio_bus::pci::{Decoder, PciFunction, RequesterId};
-use sriov_vfio::vfio::fake::FakeDevice;
+use sriov_vfio::vfio::fake::{FakeDevice, FakeWindows};
 use sriov_vfio::vfio::{AssignedFunction, Interrupt, Policy, RegionIndex};
 use vf::{EXPRESS, MSIX, config, device};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -221,4 +221,47 @@ fn all_offsets_and_widths_are_answered() {
         }
     }
     assert!(!machine.function.take_failure());
+}
+
+/// What the device lets be mapped is shown where the guest has the BARs, without the pages of the MSI-X table and pending bits.
+#[test]
+fn windows_follow_the_bars() {
+    let machine = Machine::new();
+    let windows = FakeWindows::default();
+    machine.command(0);
+    assert_eq!(machine.function.show_bars(&windows).unwrap(), 3);
+    assert_eq!(windows.shown(), []);
+    machine.command(2);
+    let rest = [(0xd000_1000, 0x1000), (0xd000_3000, 0x1000)];
+    let both = |base| [&[(base, 0x4000)][..], &rest].concat();
+    assert_eq!(windows.shown(), both(0xe000_0000));
+    machine
+        .function
+        .write_config(0x10, &0xe100_0000_u32.to_le_bytes());
+    assert_eq!(windows.shown(), both(0xe100_0000));
+    // Over the other BAR, where that one answers.
+    machine
+        .function
+        .write_config(0x10, &0xd000_0000_u32.to_le_bytes());
+    assert_eq!(windows.shown(), rest);
+    machine
+        .function
+        .write_config(0x10, &0xe000_0000_u32.to_le_bytes());
+    assert_eq!(windows.shown(), both(0xe000_0000));
+    machine.function.reset();
+    assert_eq!(windows.shown(), []);
+}
+
+#[test]
+fn what_cannot_be_shown_exits_and_is_remembered() {
+    let mut machine = Machine::new();
+    let windows = FakeWindows::default();
+    machine.command(0);
+    machine.function.show_bars(&windows).unwrap();
+    windows.refuse();
+    assert!(!machine.function.take_failure());
+    machine.command(2);
+    assert_eq!(windows.shown(), []);
+    assert!(machine.function.take_failure());
+    assert_eq!(machine.peek(0xe000_0000), Some(0x50));
 }

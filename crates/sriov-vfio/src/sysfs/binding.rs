@@ -9,8 +9,11 @@ use super::{Function, PciAddress, Sysfs, SysfsError};
 
 /// Drivers that do not stop VFIO from giving a group away: they do no DMA, or belong to it.
 const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
-/// All drivers of VFIO begin with this.
-const VFIO: &str = "vfio";
+
+/// Whether a driver is `vfio-pci` or one of its kind: some are named after the devices they are for.
+pub(crate) fn is_of_vfio(driver: &str) -> bool {
+    driver.contains("vfio")
+}
 
 impl Sysfs {
     /// Binds `function` to `driver`, `vfio-pci` or one of its kind, and keeps others away from it. It must be in an IOMMU group, and
@@ -51,7 +54,7 @@ impl Sysfs {
         for &other in &function.group_others {
             let driver = self.function(other)?.driver;
             let held =
-                |driver: &String| !driver.starts_with(VFIO) && !HARMLESS.contains(&driver.as_str());
+                |driver: &String| !is_of_vfio(driver) && !HARMLESS.contains(&driver.as_str());
             holders.extend(driver.filter(held).map(|driver| (other, driver)));
         }
         Ok(holders)

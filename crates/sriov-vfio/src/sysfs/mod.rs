@@ -20,6 +20,8 @@ use std::sync::Arc;
 
 pub use address::{AddressError, PciAddress};
 pub use binding::Bindings;
+#[cfg(feature = "vfio")]
+pub(crate) use binding::is_of_vfio;
 pub use error::SysfsError;
 pub use inventory::{Function, Role};
 

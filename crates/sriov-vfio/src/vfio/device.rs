@@ -2,6 +2,7 @@ use std::io;
 use std::ops::Range;
 
 use bitflags::bitflags;
+use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::memory::HostMemory;
@@ -72,6 +73,9 @@ pub trait VfioDevice: Send + Sync {
 
     /// Writes to a region.
     fn write(&self, index: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Maps a part of a region into this process, to be shown to the guest: whole pages, inside what is mappable.
+    fn map(&self, index: RegionIndex, part: Range<u64>) -> io::Result<MmapRegion>;
 
     /// How many interrupts of a kind there are.
     fn vectors(&self, interrupt: Interrupt) -> u32;

@@ -3,12 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
 use super::memory::HostMemory;
+use super::window::{GuestWindow, GuestWindows};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -42,7 +45,7 @@ impl FakeDevice {
         mut self,
         index: RegionIndex,
         bytes: Vec<u8>,
-        mappable: impl IntoIterator<Item = std::ops::Range<u64>>,
+        mappable: impl IntoIterator<Item = Range<u64>>,
     ) -> Self {
         let size = bytes.len() as u64;
         let mappable = mappable.into_iter().collect();
@@ -129,6 +132,20 @@ impl VfioDevice for FakeDevice {
         Ok(())
     }
 
+    /// Memory of its own, which is not what the region holds.
+    fn map(&self, index: RegionIndex, part: Range<u64>) -> io::Result<MmapRegion> {
+        let mappable = VfioDevice::region(self, index).mappable;
+        let inside = |whole: &Range<u64>| whole.start <= part.start && part.end <= whole.end;
+        let pages = (part.start | part.end).is_multiple_of(4096);
+        let size = part.end.checked_sub(part.start);
+        match size.map(usize::try_from) {
+            Some(Ok(size)) if size != 0 && pages && mappable.iter().any(inside) => {
+                MmapRegion::new(size).map_err(io::Error::other)
+            }
+            _ => Err(ErrorKind::InvalidInput.into()),
+        }
+    }
+
     fn vectors(&self, interrupt: Interrupt) -> u32 {
         self.vectors.get(&interrupt).copied().unwrap_or(0)
     }
@@ -154,6 +171,59 @@ impl VfioDevice for FakeDevice {
 
     fn reset(&self) -> io::Result<()> {
         lock(&self.state).resets += 1;
+        Ok(())
+    }
+}
+
+/// Memory slots that remember what is shown.
+#[derive(Default)]
+pub struct FakeWindows(Arc<Mutex<FakeSlots>>);
+
+#[derive(Default)]
+struct FakeSlots {
+    /// Size in bytes and place of each.
+    slots: Vec<(u64, Option<u64>)>,
+    refuses: bool,
+}
+
+impl FakeWindows {
+    /// What is shown: address and size in bytes, in the order in which the windows were made.
+    pub fn shown(&self) -> Vec<(u64, u64)> {
+        let slots = lock(&self.0);
+        let shown = slots.slots.iter();
+        shown.filter_map(|&(size, at)| Some((at?, size))).collect()
+    }
+
+    /// Refuses to show anything from now on, as a VMM does at a place where there is memory.
+    pub fn refuse(&self) {
+        lock(&self.0).refuses = true;
+    }
+}
+
+impl GuestWindows for FakeWindows {
+    fn window(&self, memory: MmapRegion) -> io::Result<Box<dyn GuestWindow>> {
+        let mut slots = lock(&self.0);
+        slots.slots.push((memory.size() as u64, None));
+        Ok(Box::new(FakeWindow {
+            slots: Arc::clone(&self.0),
+            number: slots.slots.len() - 1,
+        }))
+    }
+}
+
+struct FakeWindow {
+    slots: Arc<Mutex<FakeSlots>>,
+    number: usize,
+}
+
+impl GuestWindow for FakeWindow {
+    fn show(&self, at: Option<u64>) -> io::Result<()> {
+        let mut slots = lock(&self.slots);
+        if slots.refuses && at.is_some() {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        let slot = slots.slots.get_mut(self.number);
+        slot.ok_or(ErrorKind::NotFound)?.1 = at;
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
 use super::device::{Interrupt, RegionIndex, VfioDevice};
+use super::window::{BarWindows, GuestWindows};
 
 /// What shares a page with a table that is trapped is trapped too.
 const PAGE: u64 = 4096;
@@ -44,7 +45,7 @@ pub struct AssignedFunction {
     shown: Mutex<Shown>,
     msix: Option<(MsixPlace, Arc<Msix>)>,
     bars: Vec<(PhysicalBar, DecodedRegion)>,
-    failed: AtomicBool,
+    failed: Arc<AtomicBool>,
 }
 
 struct Shown {
@@ -102,7 +103,7 @@ impl AssignedFunction {
             }),
             msix,
             bars: regions,
-            failed: AtomicBool::new(false),
+            failed: Arc::default(),
         }))
     }
 
@@ -111,9 +112,11 @@ impl AssignedFunction {
         self.msix.as_ref().map(|(_, msix)| msix)
     }
 
-    /// The parts of a BAR that may be mapped into the guest: what the kernel allows, without the pages of the MSI-X table and pending bits.
+    /// The parts of a BAR that may be mapped into the guest: what the kernel allows, in whole pages, without those of the MSI-X table and
+    /// pending bits.
     pub fn mappable(&self, index: u8) -> Vec<Range<u64>> {
         let mut parts = self.device.region(RegionIndex::Bar(index)).mappable;
+        parts.retain(|part| (part.start | part.end).is_multiple_of(PAGE));
         if let Some((place, msix)) = &self.msix {
             for (bar, trapped) in [table(place, msix), pending(place, msix)] {
                 if bar == index {
@@ -129,6 +132,26 @@ impl AssignedFunction {
         parts
     }
 
+    /// Lets the guest reach what is mappable of the BARs without exits, wherever it places them. To be called before the guest runs;
+    /// returns how many parts that is.
+    pub fn show_bars(&self, windows: &dyn GuestWindows) -> io::Result<usize> {
+        let mut shown = 0;
+        for (bar, region) in &self.bars {
+            let index = u8::try_from(bar.index).unwrap_or(u8::MAX);
+            let mut parts = Vec::new();
+            for part in self.mappable(index) {
+                let memory = self.device.map(RegionIndex::Bar(index), part.clone())?;
+                parts.push((part.start, windows.window(memory)?));
+            }
+            shown += parts.len();
+            region.set_follower(Arc::new(BarWindows {
+                parts,
+                failed: Arc::clone(&self.failed),
+            }));
+        }
+        Ok(shown)
+    }
+
     /// Lets the pin signal `trigger`; the kernel masks it then, until `resample` is signalled, by KVM's resampling irqfd or by the
     /// VMM when the guest ends the interrupt.
     pub fn connect_intx(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
@@ -141,7 +164,8 @@ impl AssignedFunction {
         self.device.connect(Interrupt::Error, &[eventfd])
     }
 
-    /// Whether the device refused something since the last call: an access to its configuration space, its vectors, a reset.
+    /// Whether the device refused something since the last call, an access to its configuration space, its vectors, a reset; or the
+    /// VMM to show a BAR where the guest placed it.
     pub fn take_failure(&self) -> bool {
         self.failed.swap(false, Ordering::Relaxed)
     }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,6 +16,7 @@ use vfio_bindings::bindings::vfio::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, vfio_iommu_type1_dma_map,
 };
 use vfio_ioctls::{VfioContainer, VfioDeviceFd, VfioError, VfioRegionInfoCap};
+use vm_memory::{FileOffset, MmapRegion};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 
@@ -22,6 +24,7 @@ use ioctls::{VFIO_DEVICE_RESET, VFIO_IOMMU_MAP_DMA};
 
 use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
 use super::memory::HostMemory;
+use super::open::{self, OpenError};
 use crate::sysfs::{PciAddress, Sysfs};
 
 /// The ioctls that are made here (Linux, linux/vfio.h).
@@ -44,26 +47,31 @@ pub struct Container {
 
 impl Container {
     /// A container without devices. KVM needs to know its groups if devices do not snoop caches: `kvm` is KVM's VFIO device.
-    pub fn new(kvm: Option<Arc<VfioDeviceFd>>) -> Result<Arc<Self>, VfioError> {
+    pub fn new(kvm: Option<Arc<VfioDeviceFd>>) -> Result<Arc<Self>, OpenError> {
+        let inner = VfioContainer::new(kvm).map_err(OpenError::of_container)?;
         Ok(Arc::new(Self {
-            inner: Arc::new(VfioContainer::new(kvm)?),
+            inner: Arc::new(inner),
             mapped: Mutex::default(),
         }))
     }
 
-    /// Opens a function, which must be bound to `vfio-pci`; its group must be viable and nobody else's.
+    /// Opens a function, which must be bound to `vfio-pci`; its group must be viable and nobody else's. The kernel resets the function
+    /// when it is opened, and again when the last descriptor and mapping of it are gone, if it can be reset.
     pub fn open(
         self: &Arc<Self>,
         sysfs: &Sysfs,
         function: PciAddress,
-    ) -> Result<Arc<Device>, VfioError> {
+    ) -> Result<Arc<Device>, OpenError> {
+        open::check(sysfs, function)?;
+        let failed = |error| OpenError::of_device(error, function);
         let device =
-            vfio_ioctls::VfioDevice::new(&sysfs.folder(function), self.inner.clone(), false)?;
+            vfio_ioctls::VfioDevice::new(&sysfs.folder(function), self.inner.clone(), false)
+                .map_err(failed)?;
         // SAFETY: the descriptor is `device`'s, which is alive during the call.
         let file = unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) };
         let file = file
             .try_clone_to_owned()
-            .map_err(|_| VfioError::VfioDeviceDupFd)?;
+            .map_err(|_| failed(VfioError::VfioDeviceDupFd))?;
         Ok(Arc::new(Device {
             file: file.into(),
             device,
@@ -174,6 +182,16 @@ impl VfioDevice for Device {
     fn write(&self, index: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
         let position = self.position(index, offset, data.len())?;
         self.file.write_all_at(data, position)
+    }
+
+    fn map(&self, index: RegionIndex, part: Range<u64>) -> io::Result<MmapRegion> {
+        let size = part.end.checked_sub(part.start).map(usize::try_from);
+        let Some(Ok(size)) = size else {
+            return Err(ErrorKind::InvalidInput.into());
+        };
+        let start = self.position(index, part.start, size)?;
+        let place = FileOffset::new(self.file.try_clone()?, start);
+        MmapRegion::from_file(place, size).map_err(io::Error::other)
     }
 
     fn vectors(&self, interrupt: Interrupt) -> u32 {

@@ -2,7 +2,8 @@
 //!
 //! [`VfioDevice`] and [`DmaSpace`] are what is asked of the kernel; `kernel` (feature `vfio`) asks a real one, [`fake`] answers by itself,
 //! for tests and fuzzers. [`AssignedFunction`] puts a device on a guest's bus: its configuration space is what a [`VirtualConfig`] makes of
-//! it, its BARs are checked and decoded where the guest places them, its MSI-X table is the VMM's own. [`map_guest_memory`] lets a
+//! it, its BARs are checked and decoded where the guest places them, and shown there through a VMM's [`GuestWindows`], its MSI-X table
+//! is the VMM's own. [`map_guest_memory`] lets a
 //! device reach the guest's memory; `iommu` (feature `iommu`) only what an emulated IOMMU maps.
 
 mod config;
@@ -14,8 +15,14 @@ pub mod iommu;
 #[cfg(feature = "vfio")]
 pub mod kernel;
 mod memory;
+#[cfg(feature = "vfio")]
+mod open;
+mod window;
 
 pub use config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
 pub use device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
 pub use function::{AssignError, AssignedFunction};
 pub use memory::{DmaError, HostMemory, map_guest_memory, unmap_guest_memory};
+#[cfg(feature = "vfio")]
+pub use open::OpenError;
+pub use window::{GuestWindow, GuestWindows};
