@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use sriov_vfio::sysfs::PciAddress;
 use virtio_devices::net::MacAddress;
 
 use super::size;
@@ -82,6 +83,10 @@ pub(super) struct RunArgs {
     /// Device that a vhost-user backend serves, which listens at the socket. May be repeated
     #[arg(long, value_name = "blk=SOCKET|net=SOCKET", value_parser = vhost_user::parse)]
     pub(super) vhost_user: Vec<VhostUserArg>,
+
+    /// PCI function of the host, bound to vfio-pci (`sriov bind`), for the guest to drive itself; all of the guest's memory is pinned for it. May be repeated
+    #[arg(long, value_name = "BDF[,BDF...]", value_delimiter = ',')]
+    pub(super) vfio: Vec<PciAddress>,
 
     /// Virtio console (hvc0 in Linux): on the terminal, or printing to a file
     #[arg(long, value_name = "stdio|file=FILE", value_parser = console)]

@@ -144,6 +144,7 @@ impl Kept {
                 vhost_user,
                 console,
                 emulated: args.devices.iter().copied().map(Into::into).collect(),
+                assigned: args.vfio.clone(),
             },
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),

@@ -73,7 +73,7 @@ impl Vm {
             Irqchip::Split => split_irqchip(&fd)?,
         }
         for (region, slot) in memory.iter().zip(0u32..) {
-            set_slot(&fd, region, slot, true)?;
+            set_slot(&fd, region, slot, Some(region.start_addr().0))?;
         }
         Ok(Self {
             fd: Arc::new(fd),
@@ -102,7 +102,8 @@ impl Vm {
         Ok(Vcpu::new(fd, self.memory.clone(), self.windows.clone()))
     }
 
-    /// Prepares to show `memory`, of one region, to the guest. It is not shown yet, and from now on stays mapped as long as RAM does.
+    /// Prepares to show `memory`, of one region, to the guest, wherever that begins. It is not shown yet, and from now on stays mapped
+    /// as long as RAM does.
     pub fn window(&self, memory: Memory) -> Window {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = self.memory.num_regions().saturating_add(windows.len());
@@ -124,25 +125,29 @@ pub struct Window {
 }
 
 impl Window {
-    /// Shows the memory, or hides it. Returns when no vCPU accesses it any more, if it is hidden.
-    pub fn set_shown(&self, shown: bool) -> Result<(), KvmError> {
+    /// Shows the memory at this guest-physical address, or hides it. Returns when no vCPU accesses it any more, if it is hidden.
+    pub fn show(&self, at: Option<u64>) -> Result<(), KvmError> {
         self.memory
             .iter()
-            .try_for_each(|region| set_slot(&self.fd, region, self.slot, shown))
+            .try_for_each(|region| set_slot(&self.fd, region, self.slot, at))
     }
 }
 
-/// Makes `region`, of the RAM or of a window, the memory of `slot`, or leaves that empty.
-fn set_slot(fd: &VmFd, region: &GuestRegionMmap, slot: u32, shown: bool) -> Result<(), KvmError> {
-    let address = region.start_addr().0;
+/// Makes `region`, of the RAM or of a window, the memory of `slot` at this guest-physical address, or leaves the slot empty.
+fn set_slot(
+    fd: &VmFd,
+    region: &GuestRegionMmap,
+    slot: u32,
+    at: Option<u64>,
+) -> Result<(), KvmError> {
     let host = region
         .get_host_address(MemoryRegionAddress(0))
-        .map_err(|_| KvmError::NotMapped(address))?;
+        .map_err(|_| KvmError::NotMapped(region.start_addr().0))?;
     let slot = kvm_userspace_memory_region {
         slot,
         flags: 0,
-        guest_phys_addr: address,
-        memory_size: if shown { region.len() } else { 0 },
+        guest_phys_addr: at.unwrap_or(0),
+        memory_size: if at.is_some() { region.len() } else { 0 },
         userspace_addr: host.expose_provenance() as u64,
     };
     // SAFETY: the range is one whole mapping of the RAM or of a window. The VM can only use it while a vCPU runs, and each

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use sriov_vfio::sysfs::PciAddress;
 use virtio_devices::block::{Block, BlockBackend, BlockOptions, FileDisk};
 use virtio_devices::console::{Console, Port};
 use virtio_devices::net::{MacAddress, Net, Tap};
@@ -40,6 +41,8 @@ pub struct Peripherals {
     pub console: Option<Port>,
     /// Devices that are not virtio's.
     pub emulated: Vec<Emulated>,
+    /// Functions of this host that the guest drives itself, bound to `vfio-pci`.
+    pub assigned: Vec<PciAddress>,
 }
 
 impl Peripherals {
@@ -51,6 +54,7 @@ impl Peripherals {
             vhost_user,
             console,
             emulated: _,
+            assigned: _,
         } = self;
         let console = usize::from(console.is_some());
         let count = disks.len() + nics.len() + vhost_user.len() + console + 1;
@@ -84,6 +88,7 @@ impl<A: DmaView> Devices<A> {
             vhost_user,
             console,
             emulated,
+            assigned: _,
         } = peripherals;
         for (device, index) in emulated.into_iter().zip(0u8..) {
             device.attach(index, &views, board)?;

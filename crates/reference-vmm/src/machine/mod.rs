@@ -8,6 +8,7 @@ mod iommu;
 pub mod layout;
 mod memory;
 pub mod stop;
+mod vfio;
 mod vhost_user;
 mod virtio;
 
@@ -24,6 +25,7 @@ pub use devices::{Nic, Peripherals};
 pub use emulated::Emulated;
 pub use iommu::{Iommu, IommuError, VtdOptions};
 pub use memory::{Memory, MemoryError};
+pub use vfio::VfioError;
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
 
@@ -40,6 +42,7 @@ use devices::{Devices, Stoppable};
 use iommu::Translation;
 use layout::{FIRMWARE_ENTRY, Layout, LayoutError};
 use stop::{Stop, StopSwitch};
+use vfio::Assigned;
 use virtio::Views;
 
 /// What a machine is made of.
@@ -102,6 +105,9 @@ pub enum MachineError {
     /// The interrupt controller.
     #[error(transparent)]
     Controller(#[from] ControllerError),
+    /// A function of the host.
+    #[error(transparent)]
+    Vfio(#[from] VfioError),
     /// A device that another process serves.
     #[error(transparent)]
     VhostUser(#[from] VhostUserError),
@@ -136,6 +142,7 @@ pub struct Machine {
     runners: Vec<Runner>,
     root: Arc<RootComplex>,
     devices: Box<dyn Stoppable>,
+    assigned: Assigned,
     translation: Option<Translation>,
 }
 
@@ -166,6 +173,9 @@ impl Machine {
             if shared {
                 return Err(VhostUserError::Iommu.into());
             }
+            if !config.peripherals.assigned.is_empty() {
+                return Err(VfioError::Iommu.into());
+            }
         }
         let memory = memory::map(&layout, shared)?;
         let irqchip = config.iommu.map_or(Irqchip::Full, Iommu::irqchip);
@@ -184,6 +194,7 @@ impl Machine {
             bus.set_accounting(config.timed)?;
         }
 
+        let assigned = Assigned::attach(&config.peripherals.assigned, &vm, &board)?;
         let (peripherals, transport) = (config.peripherals, config.transport);
         let (devices, slots) = match &mut translation {
             None => {
@@ -234,6 +245,7 @@ impl Machine {
             runners,
             root: board.root,
             devices,
+            assigned,
             translation,
         })
     }
@@ -256,6 +268,7 @@ impl Machine {
             threads: Vec::new(),
             _root: self.root,
             devices: self.devices,
+            assigned: self.assigned,
             translation: self.translation,
         };
         for runner in self.runners {
@@ -280,6 +293,7 @@ pub struct Running {
     /// The configuration ports and window on the buses do not hold it themselves.
     _root: Arc<RootComplex>,
     devices: Box<dyn Stoppable>,
+    assigned: Assigned,
     translation: Option<Translation>,
 }
 
@@ -312,6 +326,7 @@ impl Running {
             .into_iter()
             .filter_map(VcpuThread::join)
             .collect();
+        self.assigned.stop();
         let flushed = self.devices.stop();
         if let Some(translation) = &self.translation {
             translation.pause();

@@ -91,7 +91,6 @@ pub(super) fn check(sysfs: &Sysfs, function: PciAddress) -> Result<(), OpenError
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "test code")]
 mod tests {
     use std::sync::Arc;
 

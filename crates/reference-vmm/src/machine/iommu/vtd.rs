@@ -98,7 +98,7 @@ impl Vtd {
         });
         // The page is filled in before it is shown.
         let polled = PolledUnit::new(self.unit.clone(), page, base, control);
-        window.set_shown(true)?;
+        window.show(Some(VTD))?;
         sidecore.attach(polled);
         Ok(())
     }
@@ -146,7 +146,7 @@ impl PageControl for Trap {
     // KVM waits for accesses to the page. A trapped access that is still on its way to the unit when the page is shown again changes
     // the unit as it would have before, and the sidecore then shows that.
     fn set_trapped(&self, trapped: bool) {
-        if let Err(error) = self.window.set_shown(!trapped) {
+        if let Err(error) = self.window.show((!trapped).then_some(VTD)) {
             self.stop.throw(Stop::Host(error.to_string()));
         }
     }
