@@ -98,7 +98,8 @@ return=$(printf '\r') # a terminal's lines end with it
     line=${line%"$return"}
     case $line in
     "guest: init:"*)
-        exits init
+        # Not of a guest that has rebooted.
+        [ -e "$RESULTS/exits-init" ] || exits init
         echo "host: init seen: $start $(now)"
         ;;
     "guest: io "*)

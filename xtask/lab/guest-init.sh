@@ -25,6 +25,11 @@ echo "guest: kernel: $(uname -r), $(nproc) cpus"
 # Block: what the host wrote is there; what we write survives a remount.
 mkdir /disk
 check "mount" mount -t ext4 /dev/vda /disk
+if grep -q lab.reboot /proc/cmdline && [ ! -e /disk/rebooted ]; then
+    touch /disk/rebooted
+    umount /disk
+    reboot -f
+fi
 disk_read() { (cd /disk && sha256sum -s -c SHA256SUMS); }
 check "disk read" disk_read
 dd if=/dev/urandom of=/disk/written bs=64k count=32 2>/dev/null

@@ -34,7 +34,9 @@ pub const STEPS: &[(&str, Run)] = &[
     ("boot, iommu", iommu),
     ("vhost-user", vhost_user),
     ("sr-iov", sr_iov),
-    ("boot, elf kernel", |session| boots(session, &["--elf"])),
+    ("boot, elf kernel, root ports, reboot", |session| {
+        boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
+    }),
 ];
 
 /// A `boot` command line, parsed as the command line is.

@@ -67,7 +67,6 @@ pub fn command_line(
             &cpus,
             "--memory",
             "256M",
-            "--no-reboot",
             "--console",
             &format!("file={}", text(&console)),
             "--transport",
@@ -77,6 +76,9 @@ pub fn command_line(
                 Transport::Mmio => "mmio",
             },
         ]);
+        if !args.reboot {
+            add(&["--no-reboot"]);
+        }
         if args.vhost_user {
             let backend = |kind: &str, name: &str| format!("{kind}={}", text(&work.join(name)));
             add(&["--vhost-user", &backend("blk", "disk.sock")]);
@@ -100,8 +102,8 @@ pub fn command_line(
         "only reference-vmm is told to use vhost-user"
     );
     ensure!(
-        args.iommu.is_none() && !args.edu,
-        "only reference-vmm is told to have an IOMMU or the device edu"
+        args.iommu.is_none() && !args.edu && !args.reboot,
+        "only reference-vmm is told to have an IOMMU or the device edu, or to let the guest reboot"
     );
     let machine = if args.vmm == Vmm::Q35 {
         "q35"

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
 use super::host::{Finished, Host};
@@ -112,6 +112,9 @@ pub struct BootArgs {
     /// Attach the device `edu`, which the guest drives from user space if a VT-d unit stands before it (ours only)
     #[arg(long)]
     pub edu: bool,
+    /// Have the guest reboot once before its work (ours only)
+    #[arg(long)]
+    pub reboot: bool,
     /// More words for the guest's kernel
     #[arg(
         long,
@@ -199,8 +202,15 @@ pub fn boot(args: &BootArgs) -> Result<()> {
 
 /// Boots the guest and checks what it did.
 pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
-    let cmdline = format!("{CMDLINE} {}", args.append);
-    let guest = Guest::prepare(args, cmdline.trim_end(), progress)?;
+    let mut cmdline = CMDLINE.to_owned();
+    if args.reboot {
+        cmdline.push_str(" lab.reboot");
+    }
+    if !args.append.is_empty() {
+        cmdline.push(' ');
+        cmdline.push_str(&args.append);
+    }
+    let guest = Guest::prepare(args, &cmdline, progress)?;
     let host = Host::new(name, Duration::from_secs(args.bound));
     let (finished, attempt) = if !args.emulated && debian::is_root() && has_hardware_kvm() {
         let folder = host.folder()?;
@@ -224,6 +234,12 @@ pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
             Ok(finished)
         })?
     };
+    let starts = finished.output.matches("\nguest: init: ").count();
+    ensure!(
+        starts == 1 + usize::from(args.reboot),
+        "the guest started {starts} times; the logs are in {}",
+        finished.folder.display()
+    );
     let measured = Measured::read(&finished)?;
     Ok(Booted {
         finished,
