@@ -6,6 +6,7 @@ pub mod host;
 pub mod initramfs;
 pub mod kernel;
 pub mod sriov;
+pub mod vfio;
 pub mod vhost;
 
 use std::time::Duration;
@@ -41,6 +42,8 @@ enum Scenario {
     Vhost,
     /// Try the program sriov, and VFIO, with a real kernel's igb behind VT-d
     Sriov,
+    /// Give a network card behind a real kernel's VT-d to a Debian guest, which drives it itself
+    Vfio,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -73,6 +76,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Iommu(args) => run_iommu(args),
         Scenario::Vhost => run_vhost(),
         Scenario::Sriov => run_sriov(),
+        Scenario::Vfio => run_vfio(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -118,6 +122,11 @@ fn run_sriov() -> Result<()> {
     for check in checks {
         println!("{check}");
     }
+    Ok(())
+}
+
+fn run_vfio() -> Result<()> {
+    println!("{}", vfio::run(&Progress::new("vfio"))?);
     Ok(())
 }
 

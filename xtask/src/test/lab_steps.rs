@@ -12,7 +12,7 @@ use super::summary::Counts;
 use super::{Outcome, Run, Session};
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{sriov, vhost};
+use crate::lab::{sriov, vfio, vhost};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -34,6 +34,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("boot, iommu", iommu),
     ("vhost-user", vhost_user),
     ("sr-iov", sr_iov),
+    ("assigned function", assigned_function),
     ("boot, elf kernel, root ports, reboot", |session| {
         boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
     }),
@@ -111,6 +112,20 @@ fn sr_iov(session: &Session) -> Result<Outcome> {
             ..Counts::default()
         },
         note: checks.last().cloned().unwrap_or_default(),
+    })
+}
+
+fn assigned_function(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let transfer = vfio::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: vfio::CHECKS,
+            ..Counts::default()
+        },
+        note: transfer.to_string(),
     })
 }
 

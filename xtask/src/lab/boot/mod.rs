@@ -1,8 +1,8 @@
 //! The main job: an unmodified Debian kernel boots in our VMM and does real I/O.
 
-mod attempts;
+pub mod attempts;
 mod command_line;
-mod exits;
+pub mod exits;
 pub mod iommu;
 mod measured;
 mod several;

@@ -1,0 +1,193 @@
+//! A network card behind a real kernel's VT-d, given to a guest of reference-vmm that drives it.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::boot::attempts::{ATTEMPTS, GuestDied, attempts};
+use super::boot::exits::Exits;
+use super::host::{Finished, Host};
+use super::initramfs;
+use super::kernel::{Kernel, Series};
+use crate::process::{self, quoted};
+use crate::progress::Progress;
+use crate::workspace;
+
+const HOST_SCRIPT: &str = include_str!("../../lab/vfio-host.sh");
+const GUEST_INIT: &str = include_str!("../../lab/vfio-guest.sh");
+/// One machine with an IOMMU and two cards at the same cable, each behind a root port: one for the guest, an 82576, which QEMU resets
+/// when it is told to, one for the host.
+const HARDWARE: [&str; 14] = [
+    "-device",
+    "intel-iommu,intremap=on,caching-mode=on,aw-bits=48",
+    "-device",
+    "pcie-root-port,id=rp0,chassis=1",
+    "-device",
+    "pcie-root-port,id=rp1,chassis=2",
+    "-netdev",
+    "hubport,id=n0,hubid=0",
+    "-netdev",
+    "hubport,id=n1,hubid=0",
+    "-device",
+    "igb,bus=rp0,netdev=n0,mac=52:54:00:12:34:56",
+    "-device",
+    "e1000e,bus=rp1,netdev=n1,mac=52:54:00:12:34:57",
+];
+/// What the guest and the host must have reported.
+const EXPECTED: [&str; 20] = [
+    "host: no VFIO is said: ok",
+    "host: no such function is said: ok",
+    "host: no driver is said: ok",
+    "host: another driver is said: ok",
+    "host: bind: ok",
+    "host: twice is said: ok",
+    "host: an IOMMU is refused: ok",
+    "host: another user is said: ok",
+    "guest: igb finds the function: ok",
+    "guest: link: ok",
+    "guest: ping: ok",
+    LAST_WORDS,
+    "host: the download arrived: ok",
+    "host: the upload arrived: ok",
+    "host: the VMM was killed: ok",
+    "host: after that two lives of a guest had the function: ok",
+    "host: the second VMM ended: ok",
+    "host: release: ok",
+    "host: no DMA was blocked: ok",
+    "guest: packets and interrupts: ",
+];
+/// How many checks a run makes.
+pub const CHECKS: u64 = EXPECTED.len() as u64;
+/// Each guest's last words: two have them.
+const LAST_WORDS: &str = "guest: done";
+
+/// What the transfer cost.
+#[derive(Debug)]
+pub struct Transfer {
+    /// Frames that the guest sent and received.
+    pub packets: u64,
+    /// Interrupts of the function in the guest.
+    pub interrupts: u64,
+    /// Exits to user space.
+    pub exits: Exits,
+    /// At which attempt the guests lived, from 1.
+    pub attempt: u32,
+}
+
+impl fmt::Display for Transfer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} frames, {} interrupts, {} exits to user space",
+            self.packets,
+            self.interrupts,
+            self.exits.total()
+        )?;
+        if self.attempt > 1 {
+            write!(f, ", at attempt {}", self.attempt)?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs the scenario.
+pub fn run(progress: &Progress) -> Result<Transfer> {
+    progress.step("building sriov and reference-vmm");
+    for build in [
+        &[
+            "build",
+            "-p",
+            "sriov-vfio",
+            "--features",
+            "bin",
+            "--bin",
+            "sriov",
+        ][..],
+        &["build", "--release", "-p", "reference-vmm"],
+    ] {
+        process::run_quietly(workspace::cargo()?.args(build))?;
+    }
+    let lab = workspace::lab()?;
+    let kernel = Kernel::obtain(&lab, Series::V6_12)?;
+    let initrd = lab.join("vfio-guest.initrd");
+    let archive = initramfs::build(&lab, &kernel, &["igb"], GUEST_INIT, &[])?;
+    fs::write(&initrd, archive)?;
+    let target = workspace::target()?;
+    let quote = |path: &Path| quoted(&path.to_string_lossy());
+    let vmm = format!(
+        "{} run --kernel {} --initrd {} --memory 256M",
+        quote(&target.join("release/reference-vmm")),
+        quote(&kernel.image),
+        quote(&initrd)
+    );
+    let script = format!(
+        "SRIOV={}\nVMM={}\nWORK=/run/lab\n{HOST_SCRIPT}",
+        quote(&target.join("debug/sriov")),
+        quoted(&vmm)
+    );
+    let host = Host {
+        hardware: HARDWARE.map(str::to_owned).to_vec(),
+        append: "intel_iommu=on".to_owned(),
+        ..Host::new("vfio", Duration::from_secs(180))
+    };
+    let (transfer, attempt) = attempts(&host.name, ATTEMPTS, || {
+        let finished = host.run(host.folder()?, &script, progress)?;
+        check(&finished)?;
+        transfer(&finished)
+    })?;
+    Ok(Transfer {
+        attempt,
+        ..transfer
+    })
+}
+
+fn check(finished: &Finished) -> Result<()> {
+    let count = |expected: &str| {
+        let lines = finished.output.lines();
+        lines.filter(|line| line.starts_with(expected)).count()
+    };
+    let missing: Vec<&str> = EXPECTED
+        .into_iter()
+        .filter(|expected| count(expected) == 0)
+        .collect();
+    if missing.is_empty() && finished.status == 0 {
+        return Ok(());
+    }
+    let report = format!(
+        "{}\nnot reported: {missing:?}; the script ended with status {}; the logs are in {}",
+        finished.output,
+        finished.status,
+        finished.folder.display()
+    );
+    if count(LAST_WORDS) < 2 {
+        return Err(GuestDied(report).into());
+    }
+    bail!(report)
+}
+
+fn transfer(finished: &Finished) -> Result<Transfer> {
+    let words = finished
+        .output
+        .lines()
+        .find_map(|line| line.strip_prefix("guest: packets and interrupts: "))
+        .context("no counts")?;
+    let (packets, interrupts) = words.trim().split_once(' ').context("one count")?;
+    let exits = |when: &str| Exits::read(&finished.folder.join(format!("exits-{when}")));
+    let (before, mut exits) = (exits("before")?, exits("after")?);
+    for (reason, count) in &mut exits.0 {
+        *count -= before.0.get(reason).copied().unwrap_or(0);
+    }
+    let packets = packets.parse()?;
+    if exits.total() * 100 > packets {
+        bail!("{packets} frames took {} exits", exits.total());
+    }
+    Ok(Transfer {
+        packets,
+        interrupts: interrupts.parse()?,
+        exits,
+        attempt: 1,
+    })
+}
