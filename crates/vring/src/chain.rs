@@ -4,7 +4,7 @@ use vm_memory::{GuestAddressSpace, Permissions};
 
 use crate::cursor::{Reader, Writer};
 use crate::error::Rule;
-use crate::mapping::{Anchor, Regions, Room, Segments, Table};
+use crate::mapping::{Anchor, Appender, Regions, Room, Segments, Table};
 use crate::spec::MAX_CHAIN_BYTES;
 
 /// Pieces of memory a chain may lie in, where the queue is smaller than that. Only an IOMMU makes them more than the
@@ -63,12 +63,19 @@ impl<H: Anchor> Chain<H> {
         )
     }
 
+    /// The chain, whose head was not known.
+    #[inline(always)]
+    pub(crate) fn with_head(mut self, head: u16) -> Self {
+        self.0.about_mut().head = head;
+        self
+    }
+
     #[inline(always)]
     pub(crate) fn into_room(self) -> Box<ChainRoom<H::Memory>> {
         self.0.into_room()
     }
 
-    /// A chain of one buffer, which must not be empty, if that lies in one of the regions.
+    /// Makes this a chain of one buffer, which must not be empty, if that lies in one of the regions.
     #[inline(always)]
     pub(crate) fn single<A>(
         &mut self,
@@ -80,30 +87,25 @@ impl<H: Anchor> Chain<H> {
     where
         A: GuestAddressSpace<M = H::Memory>,
     {
-        let found = self.0.find(regions, addr, len);
+        let mut segments = Appender::new(&mut self.0, regions);
+        let found = segments.append(addr, len);
         if found {
-            let about = self.0.about_mut();
-            if writable {
-                about.writable_len = len.into();
-            } else {
-                about.readable = 1;
-                about.readable_len = len.into();
-            }
+            let (about, len) = (segments.about, u64::from(len));
+            let (readable, readable_len, writable_len) =
+                if writable { (0, 0, len) } else { (1, len, 0) };
+            about.readable = readable;
+            about.readable_len = readable_len;
+            about.writable_len = writable_len;
         }
         found
     }
 
-    /// An empty chain.
+    /// A chain of which nothing is known but its head.
     #[inline(always)]
     pub(crate) fn new(head: u16, anchor: H, room: Box<ChainRoom<H::Memory>>) -> Self {
-        Self(Segments::new(
-            anchor,
-            room,
-            About {
-                head,
-                ..About::default()
-            },
-        ))
+        let mut segments = Segments::new(anchor, room);
+        segments.about_mut().head = head;
+        Self(segments)
     }
 }
 
@@ -125,80 +127,73 @@ impl<H: Anchor> std::fmt::Debug for Chain<H> {
 
 /// Adds descriptors to a chain and checks what concerns all of them.
 pub(crate) struct Builder<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> {
-    segments: &'c mut Segments<H, About>,
-    regions: &'c Regions<A>,
-    about: About,
-    /// A writable descriptor was seen, if an empty one.
-    writable: bool,
-    descriptors: usize,
-    max_descriptors: usize,
+    segments: Appender<'c, H, A, About>,
+    /// The segments and bytes before the first writable descriptor, if one was seen, if an empty one.
+    readable: Option<(usize, u64)>,
+    bytes: u64,
+    /// Descriptors that may follow.
+    left: u16,
+    queue_size: u16,
 }
 
 impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
     #[inline(always)]
     pub(crate) fn new(chain: &'c mut Chain<H>, regions: &'c Regions<A>, queue_size: u16) -> Self {
         Self {
-            about: About {
-                head: chain.head(),
-                ..About::default()
-            },
-            segments: &mut chain.0,
-            regions,
-            writable: false,
-            descriptors: 0,
-            max_descriptors: usize::from(queue_size),
+            segments: Appender::new(&mut chain.0, regions),
+            readable: None,
+            bytes: 0,
+            left: queue_size,
+            queue_size,
         }
     }
 
     /// Maps an indirect table of `len` bytes.
     #[inline(always)]
-    pub(crate) fn table(&self, addr: u64, len: u32) -> Result<Table<H>, Rule> {
+    pub(crate) fn table(&mut self, addr: u64, len: u32) -> Result<Table<H>, Rule> {
         if len == 0 || !len.is_multiple_of(16) {
             return Err(Rule::IndirectLength(len));
         }
-        Ok(Table::new(self.segments.anchor(), self.regions, addr, len)?)
+        Ok(self.segments.table(addr, len)?)
     }
 
     /// Appends a buffer.
     #[inline(always)]
     pub(crate) fn add(&mut self, addr: u64, len: u32, writable: bool) -> Result<(), Rule> {
-        self.descriptors += 1;
-        if self.descriptors > self.max_descriptors {
-            return Err(Rule::TooLong);
+        self.left = self.left.checked_sub(1).ok_or(Rule::TooLong)?;
+        if !writable {
+            if self.readable.is_some() {
+                return Err(Rule::Order);
+            }
+        } else if self.readable.is_none() {
+            self.readable = Some((self.segments.len(), self.bytes));
         }
-        if self.writable && !writable {
-            return Err(Rule::Order);
-        }
-        self.writable = writable;
-        // 2¹⁵ descriptors of less than 2³² bytes: the sums do not overflow.
-        if writable {
-            self.about.writable_len += u64::from(len);
-        } else {
-            self.about.readable_len += u64::from(len);
-        }
-        let bytes = self.about.readable_len + self.about.writable_len;
-        if bytes > MAX_CHAIN_BYTES {
-            return Err(Rule::Bytes(bytes));
-        }
+        // 2¹⁵ descriptors of less than 2³² bytes: the sum does not overflow.
+        self.bytes += u64::from(len);
         // What is found is one piece, and there are no more descriptors than pieces allowed.
-        if len != 0 && !self.segments.find(self.regions, addr, len) {
+        if len != 0 && !self.segments.append(addr, len) {
             let access = if writable {
                 Permissions::Write
             } else {
                 Permissions::Read
             };
-            let limit = self.max_descriptors.max(MAX_PIECES);
+            let limit = usize::from(self.queue_size).max(MAX_PIECES);
             self.segments.translate(addr, len, access, limit)?;
-        }
-        if !writable {
-            self.about.readable = self.segments.len();
         }
         Ok(())
     }
 
     /// The chain is complete.
     #[inline(always)]
-    pub(crate) fn finish(self) {
-        *self.segments.about_mut() = self.about;
+    pub(crate) fn finish(self) -> Result<(), Rule> {
+        if self.bytes > MAX_CHAIN_BYTES {
+            return Err(Rule::Bytes(self.bytes));
+        }
+        let (readable, readable_len) = self.readable.unwrap_or((self.segments.len(), self.bytes));
+        let about = self.segments.about;
+        about.readable = readable;
+        about.readable_len = readable_len;
+        about.writable_len = self.bytes - readable_len;
+        Ok(())
     }
 }

@@ -9,6 +9,7 @@ use crate::mapping::Anchor;
 use crate::spec::{DescriptorFlags, packed, split};
 
 /// Appends and finishes the chain in a split ring's table, which begins at its first entry and is linked by `next`.
+#[inline(never)]
 pub(crate) fn walk_linked<H, A>(
     mut chain: Builder<'_, H, A>,
     addr: u64,
@@ -32,8 +33,7 @@ where
             flags.contains(DescriptorFlags::WRITE),
         )?;
         if !flags.contains(DescriptorFlags::NEXT) {
-            chain.finish();
-            return Ok(());
+            return chain.finish();
         }
         index = descriptor.next.get();
         if usize::from(index) >= table.entries() {
@@ -42,9 +42,10 @@ where
     }
 }
 
-/// Appends and finishes a packed ring's table: all of it, in order. Of the flags only `WRITE` counts, but tables do not nest.
+/// Appends a packed ring's table: all of it, in order. Of the flags only `WRITE` counts, but tables do not nest.
+#[inline(never)]
 pub(crate) fn walk_sequence<H, A>(
-    mut chain: Builder<'_, H, A>,
+    chain: &mut Builder<'_, H, A>,
     addr: u64,
     len: u32,
 ) -> Result<(), Rule>
@@ -65,6 +66,5 @@ where
             flags.contains(DescriptorFlags::WRITE),
         )?;
     }
-    chain.finish();
     Ok(())
 }

@@ -167,18 +167,17 @@ struct Region<M: GuestMemory> {
 }
 
 impl<M: GuestMemory> Region<M> {
-    /// The range as a slice, if it lies in the region.
-    ///
-    /// # Safety
-    ///
-    /// The memory must be borrowed for `'m`.
+    /// The range as a slice, if it lies in the region. It must lie beside an anchor of the region's memory.
     #[inline(always)]
-    unsafe fn find<'m>(&self, addr: u64, len: u32) -> Option<Slice<'m, M>> {
+    fn find(&self, addr: u64, len: u32) -> Option<Erased<M>> {
         // What begins before the region has an offset beyond its end.
         let offset = usize::try_from(addr.wrapping_sub(self.start)).ok()?;
-        // SAFETY: the caller's.
-        let slice: Slice<'m, M> = unsafe { self.slice.lend() };
-        slice.subslice(offset, usize::try_from(len).ok()?).ok()
+        let len = usize::try_from(len).ok()?;
+        // Checked here too, so that the compiler sees that what follows cannot fail.
+        if offset.checked_add(len)? > self.slice.0.len() {
+            return None;
+        }
+        self.slice.0.subslice(offset, len).ok().map(Erased)
     }
 }
 
@@ -187,8 +186,10 @@ pub(crate) struct Regions<A: GuestAddressSpace> {
     list: Box<[Region<A::M>]>,
     /// Index of the region in which the last buffer was.
     hint: AtomicUsize,
+    /// Where the memory itself is.
+    memory: usize,
     /// Keeps the regions alive.
-    view: View<A>,
+    _view: View<A>,
 }
 
 impl<A: GuestAddressSpace> Regions<A> {
@@ -214,7 +215,8 @@ impl<A: GuestAddressSpace> Regions<A> {
         Self {
             list: list.into(),
             hint: AtomicUsize::new(0),
-            view: view.clone(),
+            memory: std::ptr::from_ref(memory).addr(),
+            _view: view.clone(),
         }
     }
 
@@ -222,36 +224,23 @@ impl<A: GuestAddressSpace> Regions<A> {
     #[inline(always)]
     fn are_of(&self, memory: &A::M) -> bool {
         // Both are alive, so if they have the same address they are the same, unless they have no size.
-        std::ptr::eq(memory, &raw const *self.view) && size_of::<A::M>() != 0
+        std::ptr::from_ref(memory).addr() == self.memory && size_of::<A::M>() != 0
     }
 
-    /// The range as one slice of `memory`, if that is the memory whose regions these are, and the range lies in the region in
-    /// which the last one did.
+    /// The region of `memory` in which the last buffer was.
     #[inline(always)]
-    fn find_again<'m>(&self, memory: &'m A::M, addr: u64, len: u32) -> Option<Slice<'m, A::M>> {
-        if !self.are_of(memory) {
-            return None;
-        }
+    fn last<'r>(&'r self, memory: &A::M) -> Option<&'r Region<A::M>> {
         let region = self.list.get(self.hint.load(Ordering::Relaxed))?;
-        // SAFETY: the slice is one of `memory`, which is borrowed for `'m`.
-        unsafe { region.find(addr, len) }
+        self.are_of(memory).then_some(region)
     }
 
-    /// The range as one slice of `memory`, if that is the memory whose regions these are, and the range lies in one of them.
-    #[cold]
-    #[inline(never)]
-    fn find<'m>(&self, memory: &'m A::M, addr: u64, len: u32) -> Option<Slice<'m, A::M>> {
-        self.search(addr);
-        self.find_again(memory, addr, len)
-    }
-
-    /// Looks for the region of an address.
-    fn search(&self, addr: u64) {
+    /// The region of `memory` in which an address is.
+    fn search<'r>(&'r self, memory: &A::M, addr: u64) -> Option<&'r Region<A::M>> {
         let contains =
             |region: &Region<A::M>| addr.wrapping_sub(region.start) < region.slice.0.len() as u64;
-        if let Some(index) = self.list.iter().position(contains) {
-            self.hint.store(index, Ordering::Relaxed);
-        }
+        let index = self.list.iter().position(contains)?;
+        self.hint.store(index, Ordering::Relaxed);
+        self.last(memory)
     }
 }
 
@@ -262,11 +251,10 @@ pub(crate) struct Segments<H: Anchor, T> {
 }
 
 impl<H: Anchor, T> Segments<H, T> {
-    /// No segments.
+    /// No segments. What is said about them is left from those before.
     #[inline(always)]
-    pub(crate) fn new(anchor: H, mut room: Box<Room<H::Memory, T>>, about: T) -> Self {
+    pub(crate) fn new(anchor: H, mut room: Box<Room<H::Memory, T>>) -> Self {
         room.list.clear();
-        room.about = about;
         Self { room, anchor }
     }
 
@@ -278,41 +266,6 @@ impl<H: Anchor, T> Segments<H, T> {
     #[inline(always)]
     pub(crate) fn about_mut(&mut self) -> &mut T {
         &mut self.room.about
-    }
-
-    /// Appends the range, if it is in one of the regions, and tells whether it was.
-    #[inline(always)]
-    pub(crate) fn find<A>(&mut self, regions: &Regions<A>, addr: u64, len: u32) -> bool
-    where
-        A: GuestAddressSpace<M = H::Memory>,
-    {
-        // Pushed in either case, not once for both: what comes from two places would go through memory.
-        match regions.find_again(self.anchor.memory(), addr, len) {
-            Some(slice) => self.room.list.push(Erased::new(slice)),
-            None => match regions.find(self.anchor.memory(), addr, len) {
-                Some(slice) => self.room.list.push(Erased::new(slice)),
-                None => return false,
-            },
-        }
-        true
-    }
-
-    /// Appends the slices that make up the range, which must not be empty, as long as there are no more than `limit` in all.
-    #[cold]
-    pub(crate) fn translate(
-        &mut self,
-        addr: u64,
-        len: u32,
-        access: Permissions,
-        limit: usize,
-    ) -> Result<(), Rule> {
-        for slice in slices(self.anchor.memory(), addr, u64::from(len), access)? {
-            if self.room.list.len() == limit {
-                return Err(Rule::Pieces(limit));
-            }
-            self.room.list.push(Erased::new(slice?));
-        }
-        Ok(())
     }
 
     #[inline(always)]
@@ -329,16 +282,125 @@ impl<H: Anchor, T> Segments<H, T> {
             .map(|slice| unsafe { slice.lend() })
     }
 
-    #[inline(always)]
-    pub(crate) fn anchor(&self) -> &H {
-        &self.anchor
-    }
-
     /// Gives the room back.
     #[inline(always)]
     pub(crate) fn into_room(self) -> Box<Room<H::Memory, T>> {
         self.room
     }
+}
+
+/// Segments that are being appended to.
+pub(crate) struct Appender<'s, H: Anchor, A: GuestAddressSpace<M = H::Memory>, T> {
+    list: &'s mut Vec<Erased<H::Memory>>,
+    pub(crate) about: &'s mut T,
+    anchor: &'s H,
+    regions: &'s Regions<A>,
+    /// The region in which the last buffer was, one of the anchor's memory.
+    last: Option<&'s Region<H::Memory>>,
+}
+
+impl<'s, H: Anchor, A: GuestAddressSpace<M = H::Memory>, T> Appender<'s, H, A, T> {
+    #[inline(always)]
+    pub(crate) fn new(segments: &'s mut Segments<H, T>, regions: &'s Regions<A>) -> Self {
+        let Segments { room, anchor } = segments;
+        let Room { list, about } = &mut **room;
+        Self {
+            list,
+            about,
+            last: regions.last(anchor.memory()),
+            anchor,
+            regions,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Appends the range, if it is in one of the regions, and tells whether it was.
+    #[inline(always)]
+    pub(crate) fn append(&mut self, addr: u64, len: u32) -> bool {
+        if let Some(region) = self.last
+            && let Some(slice) = region.find(addr, len)
+        {
+            self.list.push(slice);
+            return true;
+        }
+        let memory = self.anchor.memory();
+        match append_elsewhere(self.list, self.regions, memory, addr, len) {
+            Some(region) => {
+                self.last = Some(region);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Appends the slices that make up the range, which must not be empty, as long as there are no more than `limit` in all.
+    #[inline(always)]
+    pub(crate) fn translate(
+        &mut self,
+        addr: u64,
+        len: u32,
+        access: Permissions,
+        limit: usize,
+    ) -> Result<(), Rule> {
+        translate(self.list, self.anchor, addr, len, access, limit)
+    }
+
+    /// Maps a table of `len` bytes, a multiple of 16 and not 0. Of it, the entries that 16 bits can number are mapped.
+    #[inline(always)]
+    pub(crate) fn table(&mut self, addr: u64, len: u32) -> Result<Table<H>, NoMemory> {
+        let len = len.min(1 << 20);
+        let anchor = self.anchor.clone();
+        if let Some(region) = self.last
+            && let Some(slice) = region.find(addr, len)
+            && Table::<H>::is_aligned(&slice)
+        {
+            return Ok(Table {
+                anchor,
+                addr,
+                len,
+                whole: Some(slice),
+            });
+        }
+        Table::translate(anchor, addr, len)
+    }
+}
+
+/// Appends a range that is not in the region in which the last one was, and returns the region.
+#[cold]
+#[inline(never)]
+fn append_elsewhere<'r, A: GuestAddressSpace>(
+    list: &mut Vec<Erased<A::M>>,
+    regions: &'r Regions<A>,
+    memory: &A::M,
+    addr: u64,
+    len: u32,
+) -> Option<&'r Region<A::M>> {
+    let region = regions.search(memory, addr)?;
+    list.push(region.find(addr, len)?);
+    Some(region)
+}
+
+#[cold]
+#[inline(never)]
+fn translate<H: Anchor>(
+    list: &mut Vec<Erased<H::Memory>>,
+    anchor: &H,
+    addr: u64,
+    len: u32,
+    access: Permissions,
+    limit: usize,
+) -> Result<(), Rule> {
+    for slice in slices(anchor.memory(), addr, u64::from(len), access)? {
+        if list.len() == limit {
+            return Err(Rule::Pieces(limit));
+        }
+        list.push(Erased::new(slice?));
+    }
+    Ok(())
 }
 
 /// A table in guest memory of entries of two words: an indirect table.
@@ -353,34 +415,20 @@ pub(crate) struct Table<H: Anchor> {
 impl<H: Anchor> Table<H> {
     const ENTRY: usize = 16;
 
-    /// A table of `len` bytes, a multiple of 16 and not 0. Of it, the entries that 16 bits can number are mapped.
-    pub(crate) fn new<A>(
-        anchor: &H,
-        regions: &Regions<A>,
-        addr: u64,
-        len: u32,
-    ) -> Result<Self, NoMemory>
-    where
-        A: GuestAddressSpace<M = H::Memory>,
-    {
-        let anchor = anchor.clone();
-        let memory = anchor.memory();
-        addr.checked_add(len.into()).ok_or(NoMemory {
-            addr,
-            len: len.into(),
-        })?;
-        let len = len.min(1 << 20);
-        let first = match regions.find(memory, addr, len) {
-            Some(slice) => Some(slice),
-            None => slices(memory, addr, u64::from(len), Permissions::Read)?
-                .next()
-                .transpose()?,
-        };
-        let whole = first.filter(|slice| {
-            slice.len() as u64 == u64::from(len)
-                && slice.ptr_guard().as_ptr().addr().is_multiple_of(8)
-        });
-        let whole = whole.map(Erased::new);
+    fn is_aligned(slice: &Erased<H::Memory>) -> bool {
+        slice.0.ptr_guard().as_ptr().addr().is_multiple_of(8)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn translate(anchor: H, addr: u64, len: u32) -> Result<Self, NoMemory> {
+        let first = slices(anchor.memory(), addr, u64::from(len), Permissions::Read)?
+            .next()
+            .transpose()?;
+        let whole = first
+            .filter(|slice| slice.len() as u64 == u64::from(len))
+            .map(Erased::new)
+            .filter(Self::is_aligned);
         Ok(Self {
             anchor,
             addr,

@@ -133,6 +133,14 @@ pub mod packed {
         pub flags: U16,
     }
 
+    impl Descriptor {
+        /// The flags, of which unknown ones are kept.
+        #[inline(always)]
+        pub fn flags(&self) -> DescriptorFlags {
+            DescriptorFlags::from_bits_retain(self.flags.get())
+        }
+    }
+
     /// The event suppression structure (§2.8.14).
     #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
     #[repr(C)]

@@ -14,7 +14,7 @@ use crate::error::{Error, Rule};
 use crate::in_flight::{InFlightRegion, PackedEntry, PackedTracker, Recovered};
 use crate::indirect;
 use crate::mapping::{Anchor, Area, NoMemory, Regions, Room, View};
-use crate::packed_position::{available, distance, off_wrap, passed_event, step, used_marks};
+use crate::packed_position::Position;
 use crate::spec::packed::{self, Descriptor, EventSuppression};
 use crate::spec::{DescriptorFlags, Features};
 use crate::state::{PackedChain, PackedPosition, PackedState, StateError};
@@ -28,19 +28,19 @@ pub(super) struct PackedRing<A: GuestAddressSpace> {
 }
 
 impl<A: GuestAddressSpace> PackedRing<A> {
-    /// Reads the descriptor in `slot`, each of its words once: flags, ID and length before the address.
+    /// Reads the [`Descriptor`] at a position, each of its words once: flags, ID and length before the address. As words it stays in
+    /// registers.
     #[inline(always)]
-    fn descriptor(&self, slot: u16) -> Descriptor {
+    fn descriptor(&self, at: Position) -> [u64; 2] {
         // Acquire: the address, and the descriptors after this one, are read after the flags.
-        let offset = usize::from(slot) * size_of::<Descriptor>();
-        transmute!(self.desc.load_pair::<AtomicU64>(offset, Ordering::Acquire))
+        self.desc
+            .load_pair::<AtomicU64>(at.offset(), Ordering::Acquire)
     }
 
-    /// Reads the descriptor at a position if it is available there.
-    #[inline(always)]
-    fn available(&self, at: PackedPosition) -> Option<Descriptor> {
-        let descriptor = self.descriptor(at.slot);
-        available(descriptor.flags.get(), at.wrap).then_some(descriptor)
+    /// Whether the descriptor at a position is available there.
+    fn is_available(&self, at: Position) -> bool {
+        let Descriptor { flags, .. } = transmute!(self.descriptor(at));
+        at.is_available(flags.get())
     }
 }
 
@@ -94,10 +94,10 @@ impl Copied {
 pub(super) struct Packed<M: GuestMemory> {
     size: u16,
     features: Features,
-    next_avail: PackedPosition,
-    next_used: PackedPosition,
+    next_avail: Position,
+    next_used: Position,
     /// The driver's view of `next_used`.
-    published: PackedPosition,
+    published: Position,
     /// The first used descriptor that was staged: its offset, and the word that publishes it and those after it.
     staged: Option<(usize, u64)>,
     /// Slots published since `needs_interrupt` was last asked.
@@ -108,6 +108,8 @@ pub(super) struct Packed<M: GuestMemory> {
     copies: Box<[Copied]>,
     /// The first free copy; the queue size if there is none.
     free_copy: u16,
+    /// There is neither `order` nor `tracker`.
+    plain: bool,
     /// With `IN_ORDER`.
     order: Option<Box<InOrder>>,
     /// Chains popped so far.
@@ -136,7 +138,8 @@ impl<M: GuestMemory> Packed<M> {
             }
         }
         let descriptors = in_flight.iter().map(|chain| chain.descriptors.len()).sum();
-        let apart = usize::from(distance(*next_used, *next_avail, self.size));
+        let (next_avail, next_used) = (Position::from(*next_avail), Position::from(*next_used));
+        let apart = next_used.distance(next_avail, self.size) as usize;
         if apart != descriptors || apart > usize::from(self.size) {
             return Err(StateError::Count {
                 apart,
@@ -148,12 +151,12 @@ impl<M: GuestMemory> Packed<M> {
             let first = self.free_copy;
             let mut last = Err(Rule::Head);
             for &(addr, len, flags) in &chain.descriptors {
-                last = self.copy(Descriptor {
+                last = self.copy(transmute!(Descriptor {
                     addr: addr.into(),
                     len: len.into(),
                     id: head.into(),
                     flags: flags.into(),
-                });
+                }));
             }
             let slots = u16::try_from(chain.descriptors.len()).unwrap_or(u16::MAX);
             match last.and_then(|last| self.begin(head, first, last, slots)) {
@@ -167,9 +170,9 @@ impl<M: GuestMemory> Packed<M> {
                 }
             }
         }
-        self.next_avail = *next_avail;
-        self.next_used = *next_used;
-        self.published = *next_used;
+        self.next_avail = next_avail;
+        self.next_used = next_used;
+        self.published = next_used;
         // The driver may have missed the last interrupt.
         self.unsignalled = u32::MAX;
         self.resumed = Resumed::new(in_flight.iter().map(|chain| chain.id));
@@ -178,11 +181,11 @@ impl<M: GuestMemory> Packed<M> {
 
     /// Keeps a copy in the first free place. There are as many as descriptors.
     #[inline(always)]
-    fn copy(&mut self, descriptor: Descriptor) -> Result<u16, Rule> {
+    fn copy(&mut self, words: [u64; 2]) -> Result<u16, Rule> {
         let index = self.free_copy;
         let copy = self.copies.get_mut(usize::from(index));
         let copy = copy.ok_or(Rule::TooLong)?;
-        copy.words = transmute!(descriptor);
+        copy.words = words;
         self.free_copy = copy.next;
         Ok(index)
     }
@@ -212,17 +215,18 @@ impl<M: GuestMemory> Packed<M> {
             first,
             last,
         };
-        if let Some(order) = &mut self.order {
-            order.begin(id);
-        }
-        if self.tracker.is_some() {
-            self.track(first, slots);
+        if !self.plain {
+            self.follow(id, first, slots);
         }
         Ok(())
     }
 
+    /// A chain was popped for the first time.
     #[inline(never)]
-    fn track(&mut self, first: u16, slots: u16) {
+    fn follow(&mut self, id: u16, first: u16, slots: u16) {
+        if let Some(order) = &mut self.order {
+            order.begin(id);
+        }
         if let Some(mut tracker) = self.tracker.take() {
             let chain = self
                 .copied(first, slots)
@@ -267,9 +271,9 @@ impl<M: GuestMemory> Packed<M> {
                 }
             }
         }
-        self.next_avail = recovered.next_avail(self.size);
-        self.next_used = *next_used;
-        self.published = *next_used;
+        self.next_avail = recovered.next_avail(self.size).into();
+        self.next_used = (*next_used).into();
+        self.published = self.next_used;
         // The driver may have missed the last interrupt.
         self.unsignalled = u32::MAX;
         self.resumed = Resumed::new(ids.into_iter());
@@ -283,48 +287,8 @@ impl<M: GuestMemory> Packed<M> {
         Recovered {
             entries: self.copies.iter().map(Copied::entry).collect(),
             free_head: self.free_copy,
-            next_used: self.next_used,
+            next_used: self.next_used.into(),
             chains: chains.iter().map(|c| (c.first, c.slots)).collect(),
-        }
-    }
-
-    /// Takes the chain that is one descriptor out of the ring and returns its ID.
-    #[inline(always)]
-    fn take(&mut self, descriptor: Descriptor) -> Result<u16, Error> {
-        let (head, first) = (descriptor.id.get(), self.free_copy);
-        let fail = |rule| Error::Chain { head, rule };
-        let last = self.copy(descriptor).map_err(fail)?;
-        self.begin(head, first, last, 1).map_err(fail)?;
-        self.next_avail = step(self.next_avail, 1, self.size);
-        Ok(head)
-    }
-
-    /// Takes the chain that begins with `descriptor` out of the ring and returns its ID, which the last descriptor holds.
-    #[inline(never)]
-    fn take_many<A: GuestAddressSpace<M = M>>(
-        &mut self,
-        ring: &PackedRing<A>,
-        mut descriptor: Descriptor,
-    ) -> Result<u16, Error> {
-        let first = self.free_copy;
-        let mut slots = 0;
-        let mut at = self.next_avail;
-        loop {
-            let head = descriptor.id.get();
-            let fail = |rule| Error::Chain { head, rule };
-            let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
-            let last = self.copy(descriptor).map_err(fail)?;
-            slots += 1;
-            at = step(at, 1, self.size);
-            if !flags.contains(DescriptorFlags::NEXT) {
-                self.begin(head, first, last, slots).map_err(fail)?;
-                self.next_avail = at;
-                return Ok(head);
-            }
-            if flags.contains(DescriptorFlags::INDIRECT) {
-                return Err(fail(Rule::IndirectNext));
-            }
-            descriptor = ring.descriptor(at.slot);
         }
     }
 
@@ -334,18 +298,80 @@ impl<M: GuestMemory> Packed<M> {
         Chain::new(head, memory.clone(), room)
     }
 
-    /// Pops what is not a single buffer in the ring, where `first` is available.
+    /// Takes the chain that begins with the descriptor of these words, which is available, out of the ring. Its ID is in the last
+    /// descriptor, so what is wrong with the buffers is said at the end.
     #[inline(never)]
-    fn pop_any<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
+    fn pop_many<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
         &mut self,
         ring: &PackedRing<A>,
-        first: Option<Descriptor>,
+        mut addr: u64,
+        mut rest: u64,
+        memory: &H,
+    ) -> Result<Chain<H>, Error> {
+        let mut chain = self.empty_chain(0, memory);
+        let mut buffers = Builder::new(&mut chain, &ring.regions, self.size);
+        let mut valid = Ok(());
+        let first = self.free_copy;
+        let mut slots = 0;
+        let mut at = self.next_avail;
+        let head = loop {
+            let descriptor: Descriptor = transmute!([addr, rest]);
+            let (head, flags) = (descriptor.id.get(), descriptor.flags());
+            let fail = |rule| Error::Chain { head, rule };
+            let last = self.copy([addr, rest]).map_err(fail)?;
+            slots += 1;
+            at = at.step(1, self.size);
+            let more = flags.contains(DescriptorFlags::NEXT);
+            if more && flags.contains(DescriptorFlags::INDIRECT) {
+                return Err(fail(Rule::IndirectNext));
+            }
+            if valid.is_ok() {
+                valid = self.add(&mut buffers, descriptor);
+            }
+            if !more {
+                self.begin(head, first, last, slots).map_err(fail)?;
+                break head;
+            }
+            [addr, rest] = ring.descriptor(at);
+        };
+        self.next_avail = at;
+        match valid.and_then(|()| buffers.finish()) {
+            Ok(()) => Ok(chain.with_head(head)),
+            Err(rule) => Err(Error::Chain { head, rule }),
+        }
+    }
+
+    /// Appends what a descriptor, the last if it is indirect, stands for.
+    #[inline(always)]
+    fn add<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
+        &self,
+        buffers: &mut Builder<'_, H, A>,
+        descriptor: Descriptor,
+    ) -> Result<(), Rule> {
+        let (addr, len, flags) = (
+            descriptor.addr.get(),
+            descriptor.len.get(),
+            descriptor.flags(),
+        );
+        if !flags.contains(DescriptorFlags::INDIRECT) {
+            buffers.add(addr, len, flags.contains(DescriptorFlags::WRITE))
+        } else if self.features.contains(Features::INDIRECT_DESC) {
+            indirect::walk_sequence(buffers, addr, len)
+        } else {
+            Err(Rule::IndirectFeature)
+        }
+    }
+
+    /// Pops a chain again.
+    #[cold]
+    #[inline(never)]
+    fn pop_resumed<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
+        &mut self,
+        ring: &PackedRing<A>,
         memory: &H,
     ) -> Result<Option<Chain<H>>, Error> {
-        let head = match (self.resumed.pop(), first) {
-            (Some(id), _) => id,
-            (None, Some(first)) => self.take_many(ring, first)?,
-            (None, None) => return Ok(None),
+        let Some(head) = self.resumed.pop() else {
+            return Ok(None);
         };
         let chain = self.empty_chain(head, memory);
         self.walk(ring, chain).map(Some)
@@ -365,40 +391,23 @@ impl<M: GuestMemory> Packed<M> {
     }
 
     /// Translates the copies of a chain.
-    #[inline(always)]
     fn translate<H: Anchor<Memory = M>, A: GuestAddressSpace<M = M>>(
         &self,
         ring: &PackedRing<A>,
         id: u16,
         chain: &mut Chain<H>,
     ) -> Result<(), Rule> {
-        let mut chain = Builder::new(chain, &ring.regions, self.size);
+        let mut buffers = Builder::new(chain, &ring.regions, self.size);
         let InFlight { first, slots, .. } =
             *self.in_flight.get(usize::from(id)).ok_or(Rule::Head)?;
         for (number, (_, copy)) in (1..).zip(self.copied(first, slots)) {
-            let Descriptor {
-                addr,
-                len,
-                flags,
-                id: _,
-            } = copy.descriptor();
-            let flags = DescriptorFlags::from_bits_retain(flags.get());
-            if !flags.contains(DescriptorFlags::INDIRECT) {
-                chain.add(
-                    addr.get(),
-                    len.get(),
-                    flags.contains(DescriptorFlags::WRITE),
-                )?;
-            } else if !self.features.contains(Features::INDIRECT_DESC) {
-                return Err(Rule::IndirectFeature);
-            } else if number != slots {
+            let descriptor = copy.descriptor();
+            if number != slots && descriptor.flags().contains(DescriptorFlags::INDIRECT) {
                 return Err(Rule::IndirectNext);
-            } else {
-                return indirect::walk_sequence(chain, addr.get(), len.get());
             }
+            self.add(&mut buffers, descriptor)?;
         }
-        chain.finish();
-        Ok(())
+        buffers.finish()
     }
 
     /// Lets the driver see what was staged.
@@ -408,8 +417,8 @@ impl<M: GuestMemory> Packed<M> {
             // Release: the driver sees the buffers and the later used descriptors before the first.
             ring.desc
                 .store::<AtomicU64>(offset, word, Ordering::Release);
-            let new = distance(self.published, self.next_used, self.size);
-            self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
+            let new = self.published.distance(self.next_used, self.size);
+            self.unsignalled = self.unsignalled.saturating_add(new);
             self.published = self.next_used;
         }
     }
@@ -456,7 +465,7 @@ impl<M: GuestMemory> Packed<M> {
         written: u32,
         slots: u16,
     ) {
-        let mut flags = used_marks(self.next_used.wrap);
+        let mut flags = self.next_used.used_marks();
         flags.set(DescriptorFlags::WRITE, written != 0);
         let used = Descriptor {
             addr: 0.into(),
@@ -465,14 +474,14 @@ impl<M: GuestMemory> Packed<M> {
             flags: flags.bits().into(),
         };
         let [_, word]: [u64; 2] = transmute!(used);
-        let offset = usize::from(self.next_used.slot) * size_of::<Descriptor>() + 8;
+        let offset = self.next_used.offset() + 8;
         if self.staged.is_none() {
             self.staged = Some((offset, word));
         } else {
             ring.desc
                 .store::<AtomicU64>(offset, word, Ordering::Relaxed);
         }
-        self.next_used = step(self.next_used, slots, self.size);
+        self.next_used = self.next_used.step(slots, self.size);
     }
 
     /// Ends a chain and lets the driver see it, step by step as the region wants it. One by one: of a batch that is cut short, later
@@ -485,14 +494,14 @@ impl<M: GuestMemory> Packed<M> {
             .unwrap_or_default();
         let free = self.free_copy;
         let slots = self.end(id);
-        let next_used = step(self.next_used, slots, self.size);
+        let next_used = self.next_used.step(slots, self.size).into();
         if let Some(tracker) = &self.tracker {
             tracker.stage(first, last, free, next_used);
         }
         self.write_used(ring, id, written, slots);
         self.publish_staged(ring);
         if let Some(tracker) = &self.tracker {
-            tracker.publish(first, self.next_used);
+            tracker.publish(first, self.next_used.into());
         }
     }
 }
@@ -509,9 +518,9 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         let mut queue = Self {
             size,
             features: config.features,
-            next_avail: PackedPosition::default(),
-            next_used: PackedPosition::default(),
-            published: PackedPosition::default(),
+            next_avail: Position::START,
+            next_used: Position::START,
+            published: Position::START,
             staged: None,
             unsignalled: 0,
             in_flight: vec![InFlight::default(); usize::from(size)].into(),
@@ -522,6 +531,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
                 })
                 .collect(),
             free_copy: 0,
+            plain: !config.features.contains(Features::IN_ORDER),
             order: InOrder::new(config.features, size),
             popped: 0,
             resumed: Resumed::default(),
@@ -541,7 +551,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         ring: &PackedRing<A>,
         region: InFlightRegion,
     ) -> Result<Self, StartError> {
-        let available = |at| ring.available(at).is_some();
+        let available = |at: PackedPosition| ring.is_available(at.into());
         let recovered = PackedTracker::recover(&region, size, available)?;
         let new = <Self as Format<A>>::new;
         let (mut queue, start) = match recovered {
@@ -557,6 +567,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             }
         };
         queue.tracker = Some(Box::new(PackedTracker::new(region, &start)));
+        queue.plain = false;
         Ok(queue)
     }
 
@@ -573,6 +584,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             staged: _,
             unsignalled: _,
             free_copy: _,
+            plain: _,
             order: _,
             popped: _,
             resumed: _,
@@ -603,8 +615,8 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             }
         };
         PackedState {
-            next_avail: *next_avail,
-            next_used: *next_used,
+            next_avail: (*next_avail).into(),
+            next_used: (*next_used).into(),
             in_flight: ids.into_iter().map(|(_, id)| chain(id)).collect(),
         }
     }
@@ -627,21 +639,30 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         ring: &PackedRing<A>,
         memory: &H,
     ) -> Result<Option<Chain<H>>, Error> {
-        let first = ring.available(self.next_avail);
-        if let Some(first) = first
-            && self.resumed.is_empty()
-            && let flags = DescriptorFlags::from_bits_retain(first.flags.get())
-            && !flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT)
-        {
-            let head = self.take(first)?;
-            let mut chain = self.empty_chain(head, memory);
-            let writable = flags.contains(DescriptorFlags::WRITE);
-            if chain.single(&ring.regions, first.addr.get(), first.len.get(), writable) {
-                return Ok(Some(chain));
-            }
-            return self.walk(ring, chain).map(Some);
+        if !self.resumed.is_empty() {
+            return self.pop_resumed(ring, memory);
         }
-        self.pop_any(ring, first, memory)
+        let [addr, rest] = ring.descriptor(self.next_avail);
+        let descriptor: Descriptor = transmute!([addr, rest]);
+        let flags = descriptor.flags();
+        if !self.next_avail.is_available(flags.bits()) {
+            return Ok(None);
+        }
+        if flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT) {
+            return self.pop_many(ring, addr, rest, memory).map(Some);
+        }
+        let (head, first) = (descriptor.id.get(), self.free_copy);
+        let fail = |rule| Error::Chain { head, rule };
+        let last = self.copy([addr, rest]).map_err(fail)?;
+        self.begin(head, first, last, 1).map_err(fail)?;
+        self.next_avail = self.next_avail.step(1, self.size);
+        let mut chain = self.empty_chain(head, memory);
+        let writable = flags.contains(DescriptorFlags::WRITE);
+        let (addr, len) = (descriptor.addr.get(), descriptor.len.get());
+        if chain.single(&ring.regions, addr, len, writable) {
+            return Ok(Some(chain));
+        }
+        self.walk(ring, chain).map(Some)
     }
 
     #[inline(always)]
@@ -666,15 +687,15 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
         {
             return Err(Error::NotInFlight(head));
         }
-        if let Some(order) = &mut self.order {
+        if self.plain {
+            let slots = self.end(head);
+            self.write_used(ring, head, written, slots);
+        } else if let Some(order) = &mut self.order {
             // DPDK's driver looks for the descriptor of every chain that it wants the length of.
             let silent = writable == 0 && self.tracker.is_none();
             order.end(head, written, silent)?;
-        } else if self.tracker.is_some() {
-            self.end_tracked(ring, head, written);
         } else {
-            let slots = self.end(head);
-            self.write_used(ring, head, written, slots);
+            self.end_tracked(ring, head, written);
         }
         self.rooms.push(chain.into_room());
         Ok(())
@@ -713,9 +734,9 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             transmute!(ring.driver_event.load::<AtomicU32>(0, Ordering::Relaxed));
         match event.flags.get() & packed::EVENT_MASK {
             packed::EVENT_DISABLE => false,
-            packed::EVENT_DESC if self.features.contains(Features::EVENT_IDX) => {
-                passed_event(event.off_wrap.get(), self.published, passed, self.size)
-            }
+            packed::EVENT_DESC if self.features.contains(Features::EVENT_IDX) => self
+                .published
+                .passed_event(event.off_wrap.get(), passed, self.size),
             _ => true,
         }
     }
@@ -732,7 +753,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
     fn enable_kicks(&mut self, ring: &PackedRing<A>) -> Result<bool, Error> {
         let event = if self.features.contains(Features::EVENT_IDX) {
             EventSuppression {
-                off_wrap: off_wrap(self.next_avail).into(),
+                off_wrap: self.next_avail.off_wrap().into(),
                 flags: packed::EVENT_DESC.into(),
             }
         } else {
@@ -745,6 +766,6 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             .store::<AtomicU32>(0, transmute!(event), Ordering::Relaxed);
         // Our wish is published before the descriptor is read; the driver does the same in the other order.
         fence(Ordering::SeqCst);
-        Ok(ring.available(self.next_avail).is_some() || self.resumed.any_new())
+        Ok(ring.is_available(self.next_avail) || self.resumed.any_new())
     }
 }

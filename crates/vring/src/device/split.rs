@@ -28,12 +28,11 @@ pub(super) struct SplitRing<A: GuestAddressSpace> {
 }
 
 impl<A: GuestAddressSpace> SplitRing<A> {
-    /// Reads a descriptor, each of its words once.
+    /// Reads a [`Descriptor`], each of its words once. As words it stays in registers.
     #[inline(always)]
-    fn descriptor(&self, index: u16) -> Descriptor {
+    fn descriptor(&self, index: u16) -> [u64; 2] {
         let offset = usize::from(index) * size_of::<Descriptor>();
-        let words = self.desc.load_pair::<AtomicU64>(offset, Ordering::Relaxed);
-        transmute!(words)
+        self.desc.load_pair::<AtomicU64>(offset, Ordering::Relaxed)
     }
 
     #[inline(always)]
@@ -63,6 +62,8 @@ pub(super) struct Split<M: GuestMemory> {
     published: u16,
     /// For each head, when it was popped, counted from 1; 0 if it is not in flight.
     in_flight: Box<[u64]>,
+    /// There is neither `order` nor `tracker`.
+    plain: bool,
     /// With `IN_ORDER`.
     order: Option<Box<InOrder>>,
     /// Chains popped so far.
@@ -156,23 +157,32 @@ impl<M: GuestMemory> Split<M> {
         self.popped += 1;
         *when = self.popped;
         self.next_avail = self.next_avail.wrapping_add(1);
+        if !self.plain {
+            self.follow(head);
+        }
+        Ok(head)
+    }
+
+    /// A chain was popped for the first time.
+    #[inline(never)]
+    fn follow(&mut self, head: u16) {
         if let Some(order) = &mut self.order {
             order.begin(head);
         }
         if let Some(tracker) = &mut self.tracker {
             tracker.begin(head);
         }
-        Ok(head)
     }
 
     #[inline(never)]
     fn walk<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
         &self,
         ring: &SplitRing<A>,
-        descriptor: Descriptor,
+        addr: u64,
+        rest: u64,
         mut chain: Chain<H>,
     ) -> Result<Chain<H>, Error> {
-        match self.translate(ring, descriptor, &mut chain) {
+        match self.translate(ring, addr, rest, &mut chain) {
             Ok(()) => Ok(chain),
             Err(rule) => Err(Error::Chain {
                 head: chain.head(),
@@ -181,17 +191,24 @@ impl<M: GuestMemory> Split<M> {
         }
     }
 
-    /// Translates the chain that begins with `descriptor`.
+    /// Translates the chain that begins with the descriptor of these words.
     #[inline(always)]
     fn translate<H: Anchor, A: GuestAddressSpace<M = H::Memory>>(
         &self,
         ring: &SplitRing<A>,
-        mut descriptor: Descriptor,
+        mut addr: u64,
+        mut rest: u64,
         chain: &mut Chain<H>,
     ) -> Result<(), Rule> {
         let mut chain = Builder::new(chain, &ring.regions, self.size);
         loop {
-            let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
+            let Descriptor {
+                addr: start,
+                len,
+                flags,
+                next,
+            } = transmute!([addr, rest]);
+            let flags = DescriptorFlags::from_bits_retain(flags.get());
             if flags.contains(DescriptorFlags::INDIRECT) {
                 if !self.features.contains(Features::INDIRECT_DESC) {
                     return Err(Rule::IndirectFeature);
@@ -199,24 +216,19 @@ impl<M: GuestMemory> Split<M> {
                 if flags.contains(DescriptorFlags::NEXT) {
                     return Err(Rule::IndirectNext);
                 }
-                return indirect::walk_linked(chain, descriptor.addr.get(), descriptor.len.get());
+                return indirect::walk_linked(chain, start.get(), len.get());
             }
-            chain.add(
-                descriptor.addr.get(),
-                descriptor.len.get(),
-                flags.contains(DescriptorFlags::WRITE),
-            )?;
+            let writable = flags.contains(DescriptorFlags::WRITE);
+            chain.add(start.get(), len.get(), writable)?;
             if !flags.contains(DescriptorFlags::NEXT) {
-                break;
+                return chain.finish();
             }
-            let next = descriptor.next.get();
+            let next = next.get();
             if next >= self.size {
                 return Err(Rule::Next(next));
             }
-            descriptor = ring.descriptor(next);
+            [addr, rest] = ring.descriptor(next);
         }
-        chain.finish();
-        Ok(())
     }
 
     /// Writes what was pushed in order: an entry for each run of chains, in the slot of the first (§2.7.9).
@@ -282,6 +294,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             unsignalled: 0,
             published: 0,
             in_flight: vec![0; usize::from(size)].into(),
+            plain: !config.features.contains(Features::IN_ORDER),
             order: InOrder::new(config.features, size),
             popped: 0,
             resumed: Resumed::default(),
@@ -308,6 +321,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         };
         let mut queue = <Self as Format<A>>::new(config, size, Some(&state))?;
         queue.tracker = Some(Box::new(SplitTracker::new(region, &state)));
+        queue.plain = false;
         Ok(queue)
     }
 
@@ -322,6 +336,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             avail_idx: _,
             unsignalled: _,
             published: _,
+            plain: _,
             order: _,
             popped: _,
             resumed: _,
@@ -385,21 +400,20 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             memory.clone(),
             self.rooms.pop().unwrap_or_else(Room::new),
         );
-        let descriptor = ring.descriptor(head);
-        let flags = DescriptorFlags::from_bits_retain(descriptor.flags.get());
+        let [addr, rest] = ring.descriptor(head);
+        let Descriptor {
+            addr: start,
+            len,
+            flags,
+            ..
+        } = transmute!([addr, rest]);
+        let flags = DescriptorFlags::from_bits_retain(flags.get());
         let writable = flags.contains(DescriptorFlags::WRITE);
         let single = !flags.intersects(DescriptorFlags::NEXT | DescriptorFlags::INDIRECT);
-        if single
-            && chain.single(
-                &ring.regions,
-                descriptor.addr.get(),
-                descriptor.len.get(),
-                writable,
-            )
-        {
+        if single && chain.single(&ring.regions, start.get(), len.get(), writable) {
             return Ok(Some(chain));
         }
-        self.walk(ring, descriptor, chain).map(Some)
+        self.walk(ring, addr, rest, chain).map(Some)
     }
 
     #[inline(always)]
@@ -418,17 +432,22 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             });
         }
         match self.in_flight.get_mut(usize::from(head)) {
-            Some(when) if *when != 0 => match &mut self.order {
+            Some(when) if *when != 0 => {
                 // DPDK's driver looks for the entry of every chain that it wants the length of.
-                Some(order) => order.end(head, written, writable == 0)?,
-                None => {
+                if !self.plain
+                    && let Some(order) = &mut self.order
+                {
+                    order.end(head, written, writable == 0)?;
+                } else {
                     *when = 0;
-                    if let Some(tracker) = &mut self.tracker {
+                    if !self.plain
+                        && let Some(tracker) = &mut self.tracker
+                    {
                         tracker.stage(head);
                     }
                     self.write_used(ring, head, written, 1);
                 }
-            },
+            }
             _ => return Err(Error::NotInFlight(head)),
         }
         self.rooms.push(chain.into_room());

@@ -10,10 +10,9 @@ use super::{AddError, DeviceFault, InFlight, Layout, Used, end};
 use crate::config::QueueConfig;
 use crate::device::StartError;
 use crate::mapping::{Area, NoMemory, View};
-use crate::packed_position::{distance, off_wrap, passed_event, step, used};
+use crate::packed_position::Position;
 use crate::spec::packed::{self, Descriptor, EventSuppression};
 use crate::spec::{DescriptorFlags, Features};
-use crate::state::PackedPosition;
 
 pub(super) struct Packed<A: GuestAddressSpace, T> {
     view: View<A>,
@@ -31,14 +30,14 @@ pub(super) struct Packed<A: GuestAddressSpace, T> {
     order: VecDeque<u16>,
     /// With `IN_ORDER`: the last ID of the batch that the device used, with its length.
     batch: Option<(u16, u32)>,
-    next_avail: PackedPosition,
-    next_used: PackedPosition,
+    next_avail: Position,
+    next_used: Position,
     /// The first descriptor that was staged: its offset, and the word that makes it and those after it available.
     staged: Option<(usize, u64)>,
     /// Slots made available since `needs_kick` was last asked.
     unkicked: u32,
     /// The device's view of `next_avail`.
-    published: PackedPosition,
+    published: Position,
 }
 
 impl<A: GuestAddressSpace, T> Packed<A, T> {
@@ -67,11 +66,11 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
             in_flight: (0..size).map(|_| None).collect(),
             order: VecDeque::new(),
             batch: None,
-            next_avail: PackedPosition::default(),
-            next_used: PackedPosition::default(),
+            next_avail: Position::START,
+            next_used: Position::START,
             staged: None,
             unkicked: 0,
-            published: PackedPosition::default(),
+            published: Position::START,
         };
         for offset in (0..desc_len).step_by(8) {
             queue.desc.store::<AtomicU64>(offset, 0, Ordering::Relaxed);
@@ -102,7 +101,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         // The first descriptor is the last to be written.
         let first = self.next_avail;
         for number in (0..slots).rev() {
-            let at = step(first, number, self.size);
+            let at = first.step(number, self.size);
             let (addr, len, mut flags) =
                 match (layout.table, layout.buffers.get(usize::from(number))) {
                     (Some(table), _) => (table, layout.table_len(), DescriptorFlags::INDIRECT),
@@ -113,8 +112,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
                     (None, None) => return Err(AddError::Empty),
                 };
             flags.set(DescriptorFlags::NEXT, number + 1 < slots);
-            flags.set(DescriptorFlags::AVAIL, at.wrap);
-            flags.set(DescriptorFlags::USED, !at.wrap);
+            flags |= at.available_marks();
             let descriptor = Descriptor {
                 addr: addr.0.into(),
                 len: len.into(),
@@ -122,7 +120,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
                 flags: flags.bits().into(),
             };
             let [address, word]: [u64; 2] = transmute!(descriptor);
-            let offset = usize::from(at.slot) * size_of::<Descriptor>();
+            let offset = at.offset();
             self.desc
                 .store::<AtomicU64>(offset, address, Ordering::Relaxed);
             if number == 0 && self.staged.is_none() {
@@ -135,8 +133,8 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         if let Some(slot) = self.in_flight.get_mut(usize::from(id)) {
             *slot = Some(InFlight {
                 token,
-                first: first.slot,
-                last: first.slot,
+                first: first.slot(),
+                last: first.slot(),
                 slots,
                 writable: layout.writable(),
             });
@@ -145,7 +143,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
             self.order.push_back(id);
         }
         self.free -= slots;
-        self.next_avail = step(first, slots, self.size);
+        self.next_avail = first.step(slots, self.size);
         Ok(())
     }
 
@@ -182,8 +180,8 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
             // Release: the device sees buffers and later descriptors before the first.
             self.desc
                 .store::<AtomicU64>(offset, word, Ordering::Release);
-            let new = distance(self.published, self.next_avail, self.size);
-            self.unkicked = self.unkicked.saturating_add(new.into());
+            let new = self.published.distance(self.next_avail, self.size);
+            self.unkicked = self.unkicked.saturating_add(new);
             self.published = self.next_avail;
         }
     }
@@ -199,15 +197,15 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
             transmute!(self.device_event.load::<AtomicU32>(0, Ordering::Relaxed));
         match event.flags.get() & packed::EVENT_MASK {
             packed::EVENT_DISABLE => false,
-            packed::EVENT_DESC if self.features.contains(Features::EVENT_IDX) => {
-                passed_event(event.off_wrap.get(), self.published, passed, self.size)
-            }
+            packed::EVENT_DESC if self.features.contains(Features::EVENT_IDX) => self
+                .published
+                .passed_event(event.off_wrap.get(), passed, self.size),
             _ => true,
         }
     }
 
     pub(super) fn next_position(&self) -> u16 {
-        off_wrap(self.next_avail)
+        self.next_avail.off_wrap()
     }
 
     pub(super) fn take(&mut self) -> Result<Option<Used<T>>, DeviceFault> {
@@ -232,11 +230,11 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
 
     /// Reads the next used descriptor.
     fn read_used(&self) -> Result<Option<(u16, u32)>, DeviceFault> {
-        let offset = usize::from(self.next_used.slot) * size_of::<Descriptor>() + 8;
+        let offset = self.next_used.offset() + 8;
         // Acquire: buffers are read after the flags. What is not ours to use has the flags that we wrote.
         let word = self.desc.load::<AtomicU64>(offset, Ordering::Acquire);
         let descriptor: Descriptor = transmute!([0, word]);
-        if !used(descriptor.flags.get(), self.next_used.wrap) {
+        if !self.next_used.is_used(descriptor.flags.get()) {
             return Ok(None);
         }
         let id = descriptor.id.get();
@@ -254,7 +252,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         let (chain, written) = end(&mut self.in_flight, id, written)?;
         self.ids.push(id);
         self.free += chain.slots;
-        self.next_used = step(self.next_used, chain.slots, self.size);
+        self.next_used = self.next_used.step(chain.slots, self.size);
         Ok(Used {
             token: chain.token,
             written,
@@ -271,7 +269,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
     pub(super) fn enable_interrupts(&mut self) -> bool {
         self.write_event(if self.features.contains(Features::EVENT_IDX) {
             EventSuppression {
-                off_wrap: off_wrap(self.next_used).into(),
+                off_wrap: self.next_used.off_wrap().into(),
                 flags: packed::EVENT_DESC.into(),
             }
         } else {

@@ -1,7 +1,7 @@
 //! Layout and protocol for packed rings (`QueueRegionPacked`, `DescStatePacked`).
 
 use super::InFlightRegion;
-use crate::packed_position::step;
+use crate::packed_position::Position;
 use crate::state::{PackedPosition, StateError};
 
 const FREE_HEAD: usize = 12;
@@ -242,6 +242,6 @@ impl Recovered {
     /// Where the next chain will be popped.
     pub(crate) fn next_avail(&self, size: u16) -> PackedPosition {
         let taken = self.chains.iter().map(|(_, num)| *num).sum();
-        step(self.next_used, taken, size)
+        Position::from(self.next_used).step(taken, size).into()
     }
 }
