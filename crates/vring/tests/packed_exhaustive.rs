@@ -357,3 +357,48 @@ fn one_id_offered_twice() {
         })
     );
 }
+
+/// What is kept of the chains in flight is what the driver wrote, whichever lengths they have and in whichever order they were pushed before.
+#[test]
+fn chains_in_flight_are_kept_as_they_were() {
+    const SIZE: usize = 5;
+    let shapes: [&[usize]; 5] = [&[2, 1, 2], &[1, 1, 3], &[5], &[1, 4], &[1; 5]];
+    for laps in sequences(&[0, 1, 2, 3, 4], 2) {
+        for turn in 0..SIZE {
+            let ring = Ring::new(SIZE);
+            let mut queue = Queue::new(ring.memory.clone(), &ring.config, None).unwrap();
+            for (lap, &shape) in laps.iter().enumerate() {
+                let mark = [AVAIL, USED][lap % 2];
+                let (mut slot, mut expected, mut chains) = (0, Vec::new(), Vec::new());
+                for (id, &slots) in (0..).zip(shapes[shape]) {
+                    let descs = (1..=slots).map(|i| {
+                        let flags = if i < slots { NEXT } else { WRITE };
+                        let len = (100 * lap + slot + i) as u32;
+                        Desc { len, id, flags }
+                    });
+                    let descs: Vec<Desc> = descs.collect();
+                    for desc in &descs {
+                        let flags = desc.flags | mark;
+                        ring.write(RING, slot, Desc { flags, ..*desc });
+                        slot += 1;
+                    }
+                    let kept = descs.iter().map(|d| (BUFFER, d.len, d.flags & WRITE));
+                    expected.push((id, kept.collect::<Vec<_>>()));
+                    chains.push(queue.pop(&&*ring.memory).unwrap().unwrap());
+                }
+                assert!(queue.pop(&&*ring.memory).unwrap().is_none());
+                while !chains.is_empty() {
+                    let QueueState::Packed(state) = queue.save() else {
+                        panic!("state of a packed queue");
+                    };
+                    let kept = state.in_flight.into_iter();
+                    let kept: Vec<_> = kept.map(|chain| (chain.id, chain.descriptors)).collect();
+                    assert_eq!(kept, expected, "{laps:?} {turn} {lap}");
+                    let next = turn % chains.len();
+                    expected.remove(next);
+                    queue.push(chains.remove(next), 0).unwrap();
+                }
+            }
+        }
+    }
+}
