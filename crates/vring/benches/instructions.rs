@@ -15,24 +15,24 @@ const TURNS: [u32; 2] = [100, 300];
 
 /// What is recorded for each of [`workload::CASES`]: split and packed, the device's side.
 const DEVICE: [[f64; 2]; workload::CASES.len()] = [
-    [278.0, 336.0],
-    [203.0, 257.3],
-    [198.3, 252.3],
-    [554.0, 838.3],
-    [755.0, 901.3],
-    [1610.0, 2434.5],
-    [1835.0, 1933.3],
+    [266.0, 331.1],
+    [191.0, 223.2],
+    [186.3, 216.9],
+    [474.0, 603.6],
+    [560.0, 589.2],
+    [1230.0, 1641.2],
+    [1256.0, 1225.2],
 ];
 
 /// Both sides, buffers of one descriptor in batches of 16, and what is recorded.
 const BOTH: [(&str, Features, f64); 4] = [
-    ("split", Features::empty(), 521.8),
-    ("packed", Features::RING_PACKED, 628.0),
-    ("split, in order", Features::IN_ORDER, 570.3),
+    ("split", Features::empty(), 505.6),
+    ("packed", Features::RING_PACKED, 578.8),
+    ("split, in order", Features::IN_ORDER, 579.0),
     (
         "packed, in order",
         Features::RING_PACKED.union(Features::IN_ORDER),
-        696.3,
+        685.5,
     ),
 ];
 const BOTH_BATCH: u16 = 16;

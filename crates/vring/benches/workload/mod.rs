@@ -202,20 +202,19 @@ pub fn split(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
     }
 }
 
-/// One turn of this crate's packed queue. Its descriptors have to be made available again; that is measured too.
-pub fn packed(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
-    let chains = chains(shape);
-    for chain in 0..chains {
+/// What makes a batch of descriptors of a packed ring available again, again and again. It is measured with the device's side, so it is
+/// as short as can be: nobody writes the addresses again, and the other words are those of the lap before but for the marks.
+fn write_packed(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
+    for chain in 0..chains(shape) {
         for i in 0..shape.descs {
             let at = TABLES + 16 * 16 * u64::from(chain) + 16 * u64::from(i);
             let last = i + 1 == shape.descs;
             write_desc(memory, at, buffer(chain, i), 64, [0, u16::from(last) * 2]);
         }
     }
-    // Nobody writes the addresses again; the other word of a descriptor is that of the turn before but for the marks.
     let slots = if shape.indirect { 1 } else { shape.descs };
-    let ring: Vec<(&AtomicU64, u64)> = (0..SIZE)
-        .map(|slot| {
+    let lap = |marks: u64| {
+        (0..SIZE).map(move |slot| {
             let (chain, i) = (slot / slots, slot % slots);
             let (addr, len, flags) = if shape.indirect {
                 let table = TABLES + 16 * 16 * u64::from(chain);
@@ -227,22 +226,29 @@ pub fn packed(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
             };
             let at = DESC + 16 * u64::from(slot);
             memory.write_obj(addr, GuestAddress(at)).unwrap();
-            let word = len | u64::from(chain) << 32 | flags << 48;
-            (self::word(memory, at + 8), word)
+            let place: &AtomicU64 = word(memory, at + 8);
+            (place, len | u64::from(chain) << 32 | flags << 48 | marks)
         })
-        .collect();
+    };
+    let laps: Vec<_> = lap(1 << 55).chain(lap(1 << 63)).collect();
+    let batch = usize::from(batch * slots);
+    assert!(laps.len().is_multiple_of(batch));
+    let mut at = 0;
+    move || {
+        for (place, word) in &laps[at..at + batch] {
+            place.store(*word, Ordering::Release);
+        }
+        at = (at + batch) % laps.len();
+    }
+}
+
+/// One turn of this crate's packed queue.
+pub fn packed(memory: &Memory, shape: Shape, batch: u16) -> impl FnMut() {
+    let mut drive = write_packed(memory, shape, batch);
     let mut queue = Queue::new(memory, &config(Features::RING_PACKED), None).unwrap();
     let mut in_flight = Vec::with_capacity(batch.into());
-    let (mut slot, mut mark) = (0, 1 << 55);
     move || {
-        for _ in 0..batch * slots {
-            let (place, word) = &ring[slot];
-            place.store(word | mark, Ordering::Release);
-            slot += 1;
-            if slot == ring.len() {
-                (slot, mark) = (0, mark ^ 1 << 55 ^ 1 << 63);
-            }
-        }
+        drive();
         serve(memory, &mut queue, &mut in_flight, batch);
     }
 }
