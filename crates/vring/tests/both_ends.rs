@@ -268,6 +268,7 @@ impl Both {
                 Step::Unmap => self.device.unmap(),
                 Step::Sleep => {
                     self.device.disable_kicks().unwrap();
+                    assert_eq!(self.device.has_new().unwrap(), !self.added.is_empty());
                     assert_eq!(self.device.enable_kicks().unwrap(), !self.added.is_empty());
                     if !self.staged {
                         self.driver.disable_interrupts();

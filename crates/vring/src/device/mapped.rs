@@ -47,6 +47,7 @@ pub(super) trait Format<A: GuestAddressSpace>: Sized {
     fn needs_interrupt(&mut self, ring: &Self::Ring) -> bool;
     fn disable_kicks(&mut self, ring: &Self::Ring);
     fn enable_kicks(&mut self, ring: &Self::Ring) -> Result<bool, Error>;
+    fn has_new(&mut self, ring: &Self::Ring) -> Result<bool, Error>;
 }
 
 /// A queue of format `F`.

@@ -184,6 +184,12 @@ impl<A: GuestAddressSpace> Queue<A> {
         each!(&mut self.ring, mapped => mapped.with(|format, ring| format.enable_kicks(ring)))
     }
 
+    /// Tells whether there is a chain, as [`enable_kicks`](Self::enable_kicks) does, but asks for nothing: for a device that polls for a
+    /// while before it sleeps.
+    pub fn has_new(&mut self) -> Result<bool, Error> {
+        each!(&mut self.ring, mapped => mapped.with(|format, ring| format.has_new(ring)))
+    }
+
     /// Forgets where the ring lies; the next operation maps it again.
     ///
     /// To be called when the address space has changed, and behind an IOMMU (`ACCESS_PLATFORM`) whenever the queue has been served:

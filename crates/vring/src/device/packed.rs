@@ -766,6 +766,10 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             .store::<AtomicU32>(0, transmute!(event), Ordering::Relaxed);
         // Our wish is published before the descriptor is read; the driver does the same in the other order.
         fence(Ordering::SeqCst);
+        self.has_new(ring)
+    }
+
+    fn has_new(&mut self, ring: &PackedRing<A>) -> Result<bool, Error> {
         Ok(ring.is_available(self.next_avail) || self.resumed.any_new())
     }
 }

@@ -519,6 +519,10 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         }
         // Our wish is published before the driver's index is read; the driver does the same in the other order.
         fence(Ordering::SeqCst);
+        self.has_new(ring)
+    }
+
+    fn has_new(&mut self, ring: &SplitRing<A>) -> Result<bool, Error> {
         let available = self.refresh(ring)?;
         if !self.resumed.is_empty() {
             self.avail_idx = self.next_avail;
