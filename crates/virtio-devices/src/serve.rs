@@ -15,6 +15,9 @@ use crate::worker::Worker;
 /// `VIRTIO_F_ACCESS_PLATFORM` (Virtio 1.3, §6): the ring lies behind an IOMMU, whose invalidations wait for mappings.
 const ACCESS_PLATFORM: u64 = 1 << 33;
 
+/// How often a queue is served before others have their turn, where polling finds more.
+const TURNS_TOGETHER: usize = 8;
+
 /// What a service needs to go on. It is served again when a device [nudges](ServedQueues::nudge) it in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -45,6 +48,9 @@ pub(crate) trait Service<M: DmaView>: Send + 'static {
         memory: &M::M,
         ready: bool,
     ) -> Result<Wait, vring::Error>;
+
+    /// How often the ring is looked at for more before the queue sleeps, at most.
+    const POLLS: u32 = 0;
 }
 
 /// The queues of a device, each served by a task of its own when it runs.
@@ -120,6 +126,7 @@ impl ServedQueues {
             unmap: features & ACCESS_PLATFORM != 0,
             watched: None,
             always_ready: false,
+            polls: S::POLLS,
             failed: false,
         });
         let mut slots = self.slots();
@@ -184,6 +191,8 @@ struct ServedQueue<M: DmaView, S> {
     watched: Option<Events>,
     /// The source is a file that cannot be watched, because it never blocks.
     always_ready: bool,
+    /// How often the ring is looked at before the queue sleeps.
+    polls: u32,
     /// The driver broke the queue.
     failed: bool,
 }
@@ -192,17 +201,35 @@ impl<M: DmaView, S: Service<M>> ServedQueue<M, S> {
     fn turn(&mut self, ready: bool) -> Result<Wait, vring::Error> {
         // Kicks are not needed while the queue is served.
         self.queue.disable_kicks()?;
-        let wait = {
-            let memory = self.memory.memory();
-            self.service.serve(&mut self.queue, &memory, ready)
-        };
-        if self.queue.needs_interrupt()? {
-            self.interrupt.trigger();
+        for _ in 0..TURNS_TOGETHER {
+            let wait = {
+                let memory = self.memory.memory();
+                self.service.serve(&mut self.queue, &memory, ready)
+            };
+            if self.queue.needs_interrupt()? {
+                self.interrupt.trigger();
+            }
+            match wait? {
+                Wait::Buffers if self.poll()? => {}
+                Wait::Buffers if self.queue.enable_kicks()? => return Ok(Wait::Turn),
+                wait => return Ok(wait),
+            }
         }
-        match wait? {
-            Wait::Buffers if self.queue.enable_kicks()? => Ok(Wait::Turn),
-            wait => Ok(wait),
+        Ok(Wait::Turn)
+    }
+
+    /// Looks for chains for a moment, which is cheaper than to sleep and be kicked if the driver is about to make some available. The
+    /// moment is short where that has not been so.
+    fn poll(&mut self) -> Result<bool, vring::Error> {
+        for _ in 0..self.polls {
+            if self.queue.has_new()? {
+                self.polls = S::POLLS;
+                return Ok(true);
+            }
+            std::hint::spin_loop();
         }
+        self.polls = (self.polls / 2).max(S::POLLS / 16);
+        Ok(false)
     }
 
     fn run(&mut self, ready: bool, ops: &mut EventOps<'_>) {

@@ -27,3 +27,10 @@ pub use memory::{MEMORY_PORT_FRAMES, MemoryNet, MemoryPort};
 pub use shared::NetState;
 pub use statistics::NetStatistics;
 pub use tap::{Tap, TapError, TapQueue};
+
+/// Frames that are shown to the driver with one publication: enough that the cores do not take the ring from each other for each frame,
+/// few enough that the driver has something to do meanwhile.
+const PUBLISHED_TOGETHER: usize = 32;
+
+/// How often a queue is looked at before it sleeps: some microseconds, as long as it takes to sleep and wake up.
+const POLLS: u32 = 256;

@@ -6,6 +6,7 @@ use event_manager::EventSet;
 use vring::{Chain, Queue};
 use zerocopy::FromBytes;
 
+use super::PUBLISHED_TOGETHER;
 use super::backend::{NetBackend, NetPort};
 use super::filter::RxFilter;
 use super::shared::Shared;
@@ -14,7 +15,7 @@ use crate::dma::DmaView;
 use crate::serve::{Service, Wait};
 
 /// Frames received before other queues have their turn.
-const BURST: usize = 64;
+const BURST: usize = 256;
 
 /// A receive queue (§5.1.6.4).
 ///
@@ -89,7 +90,7 @@ impl<B: NetBackend> Receive<B> {
                 let length = writer.write(rest);
                 let written = writer.written();
                 rest = rest.get(length..).unwrap_or_default();
-                queue.push(chain, written)?;
+                queue.stage(chain, written)?;
             }
         } else {
             // It would not fit into all buffers there can be.
@@ -98,6 +99,29 @@ impl<B: NetBackend> Receive<B> {
         self.shared.counters.received(fits);
         self.pending = 0;
         Ok(true)
+    }
+
+    /// Receives a frame, or returns what for it has to wait.
+    fn receive<'m, M: DmaView>(
+        &mut self,
+        filter: &RxFilter,
+        queue: &mut Queue<M>,
+        memory: &'m M::M,
+        chains: &mut Vec<Chain<&'m M::M>>,
+    ) -> Result<Option<Wait>, vring::Error> {
+        if self.pending == 0 {
+            match self.fetch(filter) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    return Ok(Some(Wait::Source));
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // The interface is gone, and would be reported as ready for ever.
+                Err(_) => return Ok(Some(Wait::Nudge)),
+            }
+        }
+        let waits = self.pending != 0 && !self.deliver(queue, memory, chains)?;
+        Ok(waits.then_some(Wait::Buffers))
     }
 
     /// Completes the frame's header.
@@ -122,6 +146,8 @@ fn put_back<M: DmaView>(
 }
 
 impl<M: DmaView, B: NetBackend> Service<M> for Receive<B> {
+    const POLLS: u32 = super::POLLS;
+
     fn source(&self) -> Option<(RawFd, EventSet)> {
         Some((self.port.as_raw_fd(), EventSet::IN))
     }
@@ -135,20 +161,13 @@ impl<M: DmaView, B: NetBackend> Service<M> for Receive<B> {
         let shared = Arc::clone(&self.shared);
         let settings = shared.settings();
         let mut chains = Vec::new();
-        for _ in 0..BURST {
-            if self.pending == 0 {
-                match self.fetch(&settings.filter) {
-                    Ok(()) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return Ok(Wait::Source);
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    // The interface is gone, and would be reported as ready for ever.
-                    Err(_) => return Ok(Wait::Nudge),
-                }
+        for done in 1..=BURST {
+            if let Some(wait) = self.receive(&settings.filter, queue, memory, &mut chains)? {
+                queue.publish()?;
+                return Ok(wait);
             }
-            if self.pending != 0 && !self.deliver(queue, memory, &mut chains)? {
-                return Ok(Wait::Buffers);
+            if done % PUBLISHED_TOGETHER == 0 {
+                queue.publish()?;
             }
         }
         Ok(Wait::Turn)

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use vring::Queue;
 
+use super::PUBLISHED_TOGETHER;
 use super::backend::{NetBackend, NetPort};
 use super::shared::Shared;
 use super::spec::{ETHERNET_HEADER, HEADER, MAX_FRAME};
@@ -22,21 +23,27 @@ pub(super) struct Transmit<B: NetBackend> {
 }
 
 impl<M: DmaView, B: NetBackend> Service<M> for Transmit<B> {
+    const POLLS: u32 = super::POLLS;
+
     fn serve(
         &mut self,
         queue: &mut Queue<M>,
         memory: &M::M,
         _: bool,
     ) -> Result<Wait, vring::Error> {
-        for _ in 0..BURST {
+        for done in 1..=BURST {
             let Some(chain) = queue.pop(&memory)? else {
+                queue.publish()?;
                 return Ok(Wait::Buffers);
             };
             let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
             // A frame that the host does not take is lost, as on any network.
             let sent = sendable && self.port.send(chain.reader().slices()).is_ok();
             self.shared.counters.transmitted(sent);
-            queue.push(chain, 0)?;
+            queue.stage(chain, 0)?;
+            if done % PUBLISHED_TOGETHER == 0 {
+                queue.publish()?;
+            }
         }
         Ok(Wait::Turn)
     }
