@@ -11,6 +11,9 @@ use crate::spec::MAX_CHAIN_BYTES;
 /// descriptors; the bound keeps one descriptor of 4 GiB from taking a million.
 const MAX_PIECES: usize = 4096;
 
+/// Bytes of the longest indirect table. Sixteen bits cannot number the entries of a longer one but for the last.
+const MAX_TABLE: u32 = 16 * 0xffff;
+
 /// What is known about a chain besides its segments.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct About {
@@ -151,7 +154,7 @@ impl<'c, H: Anchor, A: GuestAddressSpace<M = H::Memory>> Builder<'c, H, A> {
     /// Maps an indirect table of `len` bytes.
     #[inline(always)]
     pub(crate) fn table(&mut self, addr: u64, len: u32) -> Result<Table<H>, Rule> {
-        if len == 0 || !len.is_multiple_of(16) {
+        if len == 0 || !len.is_multiple_of(16) || len > MAX_TABLE {
             return Err(Rule::IndirectLength(len));
         }
         Ok(self.segments.table(addr, len)?)

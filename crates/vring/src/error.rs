@@ -82,7 +82,7 @@ pub enum Rule {
     /// An indirect descriptor in an indirect table (§2.7.5.3.1).
     #[error("indirect table within an indirect table")]
     IndirectNested,
-    /// The length of an indirect table is zero or not a multiple of 16 (§2.7.5.3.2).
+    /// The length of an indirect table is zero, not a multiple of 16 (§2.7.5.3.2), or that of more entries than 65535.
     #[error("indirect table of {0} bytes")]
     IndirectLength(u32),
     /// A readable descriptor follows a writable one (§2.7.4.2).

@@ -349,10 +349,9 @@ impl<'s, H: Anchor, A: GuestAddressSpace<M = H::Memory>, T> Appender<'s, H, A, T
         translate(self.list, self.anchor, addr, len, access, limit)
     }
 
-    /// Maps a table of `len` bytes, a multiple of 16 and not 0. Of it, the entries that 16 bits can number are mapped.
+    /// Maps a table of `len` bytes, a multiple of 16 and not 0.
     #[inline(always)]
     pub(crate) fn table(&mut self, addr: u64, len: u32) -> Result<Table<H>, NoMemory> {
-        let len = len.min(1 << 20);
         let anchor = self.anchor.clone();
         if let Some(region) = self.last
             && let Some(slice) = region.find(addr, len)

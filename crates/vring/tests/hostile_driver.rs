@@ -297,17 +297,16 @@ fn buffers_at_the_ends_of_memory() {
                 .pop(&&*ring.memory)
                 .map(|chain| chain.is_some());
             // Of a table only the entries that are linked are read: here the first, which is zero.
-            let outside = addr > END - 16 || addr.checked_add(len.into()).is_none();
-            assert_eq!(
-                matches!(
-                    popped,
-                    Err(Error::Chain {
-                        rule: Rule::Memory(_),
-                        ..
-                    })
-                ),
-                outside
-            );
+            let rule = if len > 16 * 0xffff {
+                Some(Rule::IndirectLength(len))
+            } else if addr > END - 16 || addr.checked_add(len.into()).is_none() {
+                let len = len.into();
+                Some(Rule::Memory(NoMemory { addr, len }))
+            } else {
+                None
+            };
+            let expected = rule.map_or(Ok(true), |rule| Err(Error::Chain { head: 0, rule }));
+            assert_eq!(popped, expected, "{addr:#x} {len:#x}");
         }
     }
 }
@@ -345,6 +344,25 @@ fn total_bytes_of_a_chain() {
             Some(rule) => Err(Error::Chain { head: 0, rule }),
         };
         assert_eq!(popped, expected);
+    }
+}
+
+/// THREATS: indirect length 0, not a multiple of 16, or of more entries than can be numbered, of which `virtio-queue` makes an empty chain.
+#[test]
+fn length_of_an_indirect_table() {
+    let ring = SplitRing::new(16, Features::VERSION_1 | Features::INDIRECT_DESC);
+    ring.offer(0);
+    for len in [0, 8, 24, 0x10_0000, 0xaa11_0100, u32::MAX] {
+        let table = Desc {
+            flags: Desc::INDIRECT,
+            ..Desc::read(0x8000, len)
+        };
+        ring.write_chain(&[0], &[table]);
+        let rule = Rule::IndirectLength(len);
+        assert_eq!(
+            ring.queue().pop(&ring.view()).err(),
+            Some(Error::Chain { head: 0, rule })
+        );
     }
 }
 
