@@ -1,13 +1,14 @@
 //! The lab's host (L1): an emulated machine in which a Debian kernel has real KVM, and which sees
 //! the files of the machine that runs it.
 
+use std::fmt;
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::kernel::{Kernel, Series};
 use super::{debian, initramfs};
@@ -50,6 +51,18 @@ pub struct Finished {
     pub output: String,
     /// The folder shared with the host: its logs, and what the script left there.
     pub folder: PathBuf,
+}
+
+/// The emulated host hung, crashed or reset: no script can do that to it. What is known of it.
+#[derive(Debug)]
+pub struct HostDied(pub String);
+
+impl std::error::Error for HostDied {}
+
+impl fmt::Display for HostDied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 impl Host {
@@ -128,11 +141,12 @@ impl Host {
         let output = read_text(&folder.join("output.log"));
         let status = fs::read_to_string(folder.join("status"));
         match (ended, status) {
-            (None, _) => bail!(
+            (None, _) => Err(HostDied(format!(
                 "the lab's host did not end within {} s; its logs are in {}\n{output}",
                 self.bound.as_secs(),
                 folder.display()
-            ),
+            ))
+            .into()),
             (Some(_), Ok(status)) => Ok(Finished {
                 status: status
                     .trim()
@@ -141,12 +155,13 @@ impl Host {
                 output,
                 folder,
             }),
-            (Some(_), Err(_)) => bail!(
+            (Some(_), Err(_)) => Err(HostDied(format!(
                 "the lab's host ended before its script did; its logs are in {}\n{}{output}{}",
                 folder.display(),
                 read_text(&folder.join("qemu.log")),
                 read_text(&console)
-            ),
+            ))
+            .into()),
         }
     }
 }

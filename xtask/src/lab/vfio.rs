@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::boot::attempts::{ATTEMPTS, GuestDied, attempts};
+use super::attempts::{ATTEMPTS, GuestDied, attempts};
 use super::boot::exits::Exits;
 use super::host::{Finished, Host};
 use super::initramfs;

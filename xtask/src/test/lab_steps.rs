@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::summary::Counts;
 use super::{Outcome, Run, Session};
+use crate::lab::attempts::{ATTEMPTS, attempts};
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
 use crate::lab::{sriov, vfio, vhost};
@@ -71,7 +72,7 @@ fn iommu(session: &Session) -> Result<Outcome> {
     if let Some(skipped) = unavailable(session)? {
         return Ok(skipped);
     }
-    let args = Boot::try_parse_from(["boot", "--bound", "420"])?.args;
+    let args = Boot::try_parse_from(["boot"])?.args;
     let (used, attempt) = boot::iommu::run(&args, false, &session.progress)?;
     let mut notes = vec!["exits by the unit".to_owned()];
     notes.extend(used.iter().map(ToString::to_string));
@@ -166,7 +167,9 @@ fn kvm_in_the_lab(session: &Session) -> Result<Outcome> {
         quoted(&vmm.to_string_lossy())
     ));
     let host = Host::new("kvm", Duration::from_secs(300));
-    let finished = host.run(host.folder()?, &script, &session.progress)?;
+    let (finished, _) = attempts(&host.name, ATTEMPTS, || {
+        host.run(host.folder()?, &script, &session.progress)
+    })?;
     let counts = Counts::of_tests(&finished.output);
     if finished.status != 0 {
         bail!(

@@ -36,7 +36,7 @@ struct Mode {
 const VTD: Mode = Mode {
     name: "lazy",
     iommu: "vtd",
-    cpus: 2,
+    cpus: 1,
     append: "intel_iommu=on",
     log: &[
         "DMAR-IR: Enabled IRQ remapping in x2apic mode",
@@ -53,7 +53,6 @@ const MODES: [Mode; 5] = [
     Mode {
         name: "sidecore",
         iommu: "vtd,sidecore",
-        cpus: 1,
         registers_exit: Some(false),
         tested: false,
         ..VTD
@@ -61,7 +60,6 @@ const MODES: [Mode; 5] = [
     Mode {
         name: "strict",
         iommu: "vtd,strict,caching-mode",
-        cpus: 1,
         log: &[
             "DMAR-IR: Enabled IRQ remapping in x2apic mode",
             "policy: strict mode",
@@ -72,7 +70,7 @@ const MODES: [Mode; 5] = [
     Mode {
         name: "scalable",
         iommu: "vtd,caching-mode,scalable",
-        cpus: 1,
+        cpus: 2,
         append: "intel_iommu=on,sm_on",
         log: &[
             "DMAR: Enable scalable mode",

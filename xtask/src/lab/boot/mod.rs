@@ -1,6 +1,5 @@
 //! The main job: an unmodified Debian kernel boots in our VMM and does real I/O.
 
-pub mod attempts;
 mod command_line;
 pub mod exits;
 pub mod iommu;
@@ -16,13 +15,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
+use super::attempts::{ATTEMPTS, GuestDied, attempts};
 use super::host::{Finished, Host};
 use super::kernel::{Kernel, Series};
 use super::{debian, initramfs, vhost};
 use crate::process::{self, quoted};
 use crate::progress::Progress;
 use crate::workspace;
-use attempts::{ATTEMPTS, GuestDied, attempts};
 use command_line::{backends, command_line};
 pub use measured::Measured;
 use several::Boot;

@@ -6,8 +6,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::attempts::{ATTEMPTS_WITH_MANY_EXITS, GuestDied, attempts};
 use super::{BootArgs, Guest};
+use crate::lab::attempts::{ATTEMPTS_WITH_MANY_EXITS, GuestDied, attempts};
 use crate::lab::host::{Finished, Host};
 use crate::progress::Progress;
 

@@ -1,11 +1,13 @@
 //! Trying again what the emulated host itself may have broken.
 //!
-//! A guest on the emulated host now and then crashes or hangs, whatever the VMM (`docs/src/lab.md` tells what is known of it).
-//! A guest that reached the end of its work but failed a check is never tried again.
+//! A guest on the emulated host now and then crashes or hangs, whatever the VMM, and so does that host (`docs/src/lab.md` tells what is
+//! known of it). A guest that reached the end of its work but failed a check is never tried again.
 
 use std::fmt;
 
 use anyhow::Result;
+
+use super::host::HostDied;
 
 /// Attempts at a boot. A fault of ours that shows each time still fails.
 pub const ATTEMPTS: u32 = 3;
@@ -24,7 +26,7 @@ impl fmt::Display for GuestDied {
     }
 }
 
-/// Calls `attempt` until the guest in it does not die, at most `limit` times; also returns at which attempt that was, from 1.
+/// Calls `attempt` until neither the guest in it nor the host dies, at most `limit` times; also returns at which attempt that was, from 1.
 pub fn attempts<T>(
     name: &str,
     limit: u32,
@@ -34,8 +36,8 @@ pub fn attempts<T>(
     loop {
         match attempt() {
             Ok(value) => return Ok((value, number)),
-            Err(error) if number < limit && error.is::<GuestDied>() => {
-                eprintln!("{name}: attempt {number}: the guest died\n{error:#}");
+            Err(error) if number < limit && (error.is::<GuestDied>() || error.is::<HostDied>()) => {
+                eprintln!("{name}: attempt {number}: the guest or its host died\n{error:#}");
                 number += 1;
             }
             Err(error) => return Err(error),
@@ -65,6 +67,16 @@ mod tests {
         let mut dead = vec!["triple fault"];
         let result = attempts("test", ATTEMPTS, || match dead.pop() {
             Some(why) => Err(GuestDied(why.into()).into()),
+            None => Ok("alive"),
+        });
+        assert_eq!(result.unwrap(), ("alive", 2));
+    }
+
+    #[test]
+    fn a_host_that_dies_is_tried_again_too() {
+        let mut dead = vec!["hangs"];
+        let result = attempts("test", ATTEMPTS, || match dead.pop() {
+            Some(why) => Err(HostDied(why.into()).into()),
             None => Ok("alive"),
         });
         assert_eq!(result.unwrap(), ("alive", 2));
