@@ -5,9 +5,9 @@
 
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
-use super::host::HostDied;
+use super::host::{Finished, HostDied};
 
 /// Attempts at a boot. A fault of ours that shows each time still fails.
 pub const ATTEMPTS: u32 = 3;
@@ -45,10 +45,36 @@ pub fn attempts<T>(
     }
 }
 
+/// Checks that a script succeeded and that for each of `expected` there is a line that begins with it. Where fewer than `guests` lines
+/// begin with a guest's `last_words`, one died.
+pub fn reported(
+    finished: &Finished,
+    expected: &[&str],
+    last_words: &str,
+    guests: usize,
+) -> Result<()> {
+    let count = |words: &str| {
+        let lines = finished.output.lines();
+        lines.filter(|line| line.starts_with(words)).count()
+    };
+    let missing: Vec<&&str> = expected.iter().filter(|words| count(words) == 0).collect();
+    if missing.is_empty() && finished.status == 0 {
+        return Ok(());
+    }
+    let report = format!(
+        "{}\nnot reported: {missing:?}; the script ended with status {}; the logs are in {}",
+        finished.output,
+        finished.status,
+        finished.folder.display()
+    );
+    if count(last_words) < guests {
+        return Err(GuestDied(report).into());
+    }
+    bail!(report)
+}
+
 #[cfg(test)]
 mod tests {
-    use anyhow::bail;
-
     use super::*;
 
     #[test]
@@ -91,5 +117,32 @@ mod tests {
         });
         assert!(result.is_err());
         assert_eq!(calls, 1);
+    }
+
+    #[test]
+    fn a_guest_without_last_words_died_and_one_with_them_failed() {
+        let finished = |output: &str, status| Finished {
+            status,
+            output: output.to_owned(),
+            folder: "logs".into(),
+        };
+        let check = |output, status, guests| {
+            reported(
+                &finished(output, status),
+                &["host: a", "done"],
+                "done",
+                guests,
+            )
+        };
+        assert!(check("host: a: ok\ndone\n", 0, 1).is_ok());
+        for (output, status, guests, died) in [
+            ("host: a: ok\n", 0, 1, true),
+            ("host: a: ok\ndone\n", 1, 2, true),
+            ("host: a: ok\ndone\n", 1, 1, false),
+            ("done\n", 0, 1, false),
+        ] {
+            let error = check(output, status, guests).unwrap_err();
+            assert_eq!(error.is::<GuestDied>(), died, "{output} {status}");
+        }
     }
 }

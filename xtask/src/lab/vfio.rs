@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::attempts::{ATTEMPTS, GuestDied, attempts};
+use super::attempts::{ATTEMPTS, attempts, reported};
 use super::boot::exits::Exits;
 use super::host::{Finished, Host};
 use super::initramfs;
@@ -135,37 +135,13 @@ pub fn run(progress: &Progress) -> Result<Transfer> {
     };
     let (transfer, attempt) = attempts(&host.name, ATTEMPTS, || {
         let finished = host.run(host.folder()?, &script, progress)?;
-        check(&finished)?;
+        reported(&finished, &EXPECTED, LAST_WORDS, 2)?;
         transfer(&finished)
     })?;
     Ok(Transfer {
         attempt,
         ..transfer
     })
-}
-
-fn check(finished: &Finished) -> Result<()> {
-    let count = |expected: &str| {
-        let lines = finished.output.lines();
-        lines.filter(|line| line.starts_with(expected)).count()
-    };
-    let missing: Vec<&str> = EXPECTED
-        .into_iter()
-        .filter(|expected| count(expected) == 0)
-        .collect();
-    if missing.is_empty() && finished.status == 0 {
-        return Ok(());
-    }
-    let report = format!(
-        "{}\nnot reported: {missing:?}; the script ended with status {}; the logs are in {}",
-        finished.output,
-        finished.status,
-        finished.folder.display()
-    );
-    if count(LAST_WORDS) < 2 {
-        return Err(GuestDied(report).into());
-    }
-    bail!(report)
 }
 
 fn transfer(finished: &Finished) -> Result<Transfer> {

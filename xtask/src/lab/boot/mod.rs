@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
-use super::attempts::{ATTEMPTS, GuestDied, attempts};
+use super::attempts::{ATTEMPTS, attempts, reported};
 use super::host::{Finished, Host};
 use super::kernel::{Kernel, Series};
 use super::{debian, initramfs, vhost};
@@ -419,26 +419,5 @@ fn natively(host: &Host, folder: PathBuf, script: &str) -> Result<Finished> {
 }
 
 fn check(finished: &Finished) -> Result<()> {
-    let missing: Vec<&str> = EXPECTED
-        .into_iter()
-        .filter(|expected| {
-            !finished
-                .output
-                .lines()
-                .any(|line| line.starts_with(expected))
-        })
-        .collect();
-    if missing.is_empty() && finished.status == 0 {
-        return Ok(());
-    }
-    let report = format!(
-        "{}\nnot reported: {missing:?}; the script ended with status {}; the logs are in {}",
-        finished.output,
-        finished.status,
-        finished.folder.display()
-    );
-    if missing.contains(&LAST_WORDS) {
-        return Err(GuestDied(report).into());
-    }
-    bail!(report)
+    reported(finished, &EXPECTED, LAST_WORDS, 1)
 }
