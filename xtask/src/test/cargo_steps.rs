@@ -33,6 +33,8 @@ pub const STEPS: &[(&str, Run)] = &[
 
 /// The features of the programs that come with the libraries, and those that only tests switch on.
 const PROGRAMS: &str = "vring-virtio-devices/bin,sriov-vfio/bin,sriov-vfio/iommu";
+/// All tests, in debug. A step that takes these words takes what another built.
+pub const TESTS: [&str; 5] = ["test", "--locked", "--workspace", "--features", PROGRAMS];
 
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
@@ -76,32 +78,15 @@ fn clippy(session: &Session) -> Result<Outcome> {
 }
 
 fn tests_debug(session: &Session) -> Result<Outcome> {
-    let args = [
-        "test",
-        "--locked",
-        "--workspace",
-        "--features",
-        PROGRAMS,
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ];
-    session.tests("tests-debug", &mut cargo(&args)?)
+    let mut command = cargo(&TESTS)?;
+    command.args(["--no-fail-fast", "--", "--show-output"]);
+    session.tests("tests-debug", &mut command)
 }
 
 fn tests_release(session: &Session) -> Result<Outcome> {
-    let args = [
-        "test",
-        "--locked",
-        "--workspace",
-        "--features",
-        PROGRAMS,
-        "--release",
-        "--no-fail-fast",
-        "--",
-        "--show-output",
-    ];
-    session.tests("tests-release", &mut cargo(&args)?)
+    let mut command = cargo(&TESTS)?;
+    command.args(["--release", "--no-fail-fast", "--", "--show-output"]);
+    session.tests("tests-release", &mut command)
 }
 
 /// The crates' models of what is lock-free: the tests called `loom…`, with `--cfg loom`.

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::Parser as _;
 use serde_json::Value;
 
+use super::cargo_steps::TESTS;
 use super::summary::Counts;
 use super::{Outcome, Run, Session};
 use crate::lab::attempts::{ATTEMPTS, attempts};
@@ -207,14 +208,9 @@ fn reference_vmm() -> Result<PathBuf> {
 
 /// The test binaries of the crate that drives KVM.
 fn kvm_tests() -> Result<Vec<PathBuf>> {
-    let messages = process::output_text(workspace::cargo()?.args([
-        "test",
-        "--locked",
-        "--workspace",
-        "--tests",
-        "--no-run",
-        "--message-format=json",
-    ]))?;
+    let mut build = workspace::cargo()?;
+    build.args(TESTS).args(["--no-run", "--message-format=json"]);
+    let messages = process::output_text(&mut build)?;
     Ok(messages
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok())
