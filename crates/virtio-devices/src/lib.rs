@@ -8,6 +8,7 @@ mod dma;
 #[cfg(feature = "iommu")]
 pub mod iommu;
 pub mod net;
+mod polling;
 pub mod rng;
 mod serve;
 pub mod transport;

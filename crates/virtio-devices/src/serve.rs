@@ -10,6 +10,7 @@ use vring::{Queue, QueueState};
 use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, start_ring};
 
 use crate::dma::DmaView;
+use crate::polling::Polling;
 use crate::worker::Worker;
 
 /// `VIRTIO_F_ACCESS_PLATFORM` (Virtio 1.3, §6): the ring lies behind an IOMMU, whose invalidations wait for mappings.
@@ -126,7 +127,7 @@ impl ServedQueues {
             unmap: features & ACCESS_PLATFORM != 0,
             watched: None,
             always_ready: false,
-            polls: S::POLLS,
+            polling: Polling::new(S::POLLS),
             failed: false,
         });
         let mut slots = self.slots();
@@ -191,8 +192,7 @@ struct ServedQueue<M: DmaView, S> {
     watched: Option<Events>,
     /// The source is a file that cannot be watched, because it never blocks.
     always_ready: bool,
-    /// How often the ring is looked at before the queue sleeps.
-    polls: u32,
+    polling: Polling,
     /// The driver broke the queue.
     failed: bool,
 }
@@ -210,26 +210,12 @@ impl<M: DmaView, S: Service<M>> ServedQueue<M, S> {
                 self.interrupt.trigger();
             }
             match wait? {
-                Wait::Buffers if self.poll()? => {}
+                Wait::Buffers if self.polling.until(|| self.queue.has_new())? => {}
                 Wait::Buffers if self.queue.enable_kicks()? => return Ok(Wait::Turn),
                 wait => return Ok(wait),
             }
         }
         Ok(Wait::Turn)
-    }
-
-    /// Looks for chains for a moment, which is cheaper than to sleep and be kicked if the driver is about to make some available. The
-    /// moment is short where that has not been so.
-    fn poll(&mut self) -> Result<bool, vring::Error> {
-        for _ in 0..self.polls {
-            if self.queue.has_new()? {
-                self.polls = S::POLLS;
-                return Ok(true);
-            }
-            std::hint::spin_loop();
-        }
-        self.polls = (self.polls / 2).max(S::POLLS / 16);
-        Ok(false)
     }
 
     fn run(&mut self, ready: bool, ops: &mut EventOps<'_>) {

@@ -14,9 +14,12 @@ use super::spec::{self, RequestStatus};
 use super::transfer::Uring;
 use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, start_ring};
 use crate::dma::DmaView;
+use crate::polling::Polling;
 
 /// Rounds of a busy queue before the other tasks of its worker get their turn.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 32;
+/// How often a queue is looked at for more, at most, before it sleeps: some microseconds.
+const POLLS: u32 = 256;
 
 /// What the driver, or the host, did to make the queue useless.
 enum Failure {
@@ -49,6 +52,7 @@ pub(super) struct BlockQueue<M: DmaView, B> {
     events: Option<Arc<dyn DeviceEvents>>,
     blocking: BlockingIo<M, B>,
     uring: Option<Uring<M, B>>,
+    polling: Polling,
     /// The ring must not stay mapped while the queue waits: an IOMMU's invalidations wait for it.
     unmap: bool,
     failed: bool,
@@ -89,6 +93,7 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             events,
             blocking,
             uring,
+            polling: Polling::new(POLLS),
             unmap: config.features.contains(Features::ACCESS_PLATFORM),
             failed: false,
         })
@@ -118,18 +123,31 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
     /// Takes requests and answers what has finished, and again what came meanwhile: the more there is to do, the more
     /// requests one kick and one interrupt are for. Tells whether there are more requests.
     fn serve(&mut self) -> Result<bool, Failure> {
-        let mut more = true;
         for _ in 0..ROUNDS {
             self.queue.disable_kicks()?;
             let begun = self.begin_requests()?;
             self.answer_finished(false)?;
-            more = begun > 0 || self.queue.enable_kicks()?;
-            if !more {
-                break;
+            if begun > 0 {
+                continue;
+            }
+            self.interrupt()?;
+            if !self.poll()? && !self.queue.enable_kicks()? {
+                return Ok(false);
             }
         }
         self.interrupt()?;
-        Ok(more)
+        Ok(true)
+    }
+
+    /// Looks for requests and for what the host has finished, for a moment.
+    fn poll(&mut self) -> Result<bool, vring::Error> {
+        let Self {
+            polling,
+            queue,
+            uring,
+            ..
+        } = self;
+        polling.until(|| Ok(queue.has_new()? || uring.as_mut().is_some_and(Uring::has_finished)))
     }
 
     /// Takes a queue's worth of requests, and tells how many there were.

@@ -168,6 +168,11 @@ impl<M: DmaView, B: BlockBackend> Uring<M, B> {
         self.ring.as_raw_fd()
     }
 
+    /// Whether the kernel has reported the end of something that was not taken yet.
+    pub(super) fn has_finished(&mut self) -> bool {
+        !self.ring.completion().is_empty()
+    }
+
     /// Whether it can carry out `request`.
     pub(super) fn takes(request: Request) -> bool {
         matches!(

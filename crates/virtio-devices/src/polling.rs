@@ -1,0 +1,66 @@
+//! Looking for work for a moment before a queue sleeps, which is cheaper than to be woken if the driver is about to make some available.
+
+/// How many looks a queue takes.
+#[derive(Debug)]
+pub(crate) struct Polling {
+    most: u32,
+    /// As many as are taken next: few where the last ones found nothing.
+    next: u32,
+}
+
+impl Polling {
+    /// Of at most `most` looks at a time.
+    pub(crate) fn new(most: u32) -> Self {
+        Self { most, next: most }
+    }
+
+    /// Tells whether `found` came true in time.
+    ///
+    /// # Errors
+    /// Those of `found`.
+    pub(crate) fn until<E>(
+        &mut self,
+        mut found: impl FnMut() -> Result<bool, E>,
+    ) -> Result<bool, E> {
+        for _ in 0..self.next {
+            if found()? {
+                self.next = self.most;
+                return Ok(true);
+            }
+            std::hint::spin_loop();
+        }
+        self.next = (self.next / 2).max(self.most / 16);
+        Ok(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use super::*;
+
+    fn looks(polling: &mut Polling, needed: u32) -> u32 {
+        let mut looks = 0;
+        let found = polling.until(|| {
+            looks += 1;
+            Ok::<_, Infallible>(looks == needed)
+        });
+        assert_eq!(found, Ok(looks == needed));
+        looks
+    }
+
+    #[test]
+    fn looks_become_few_where_they_find_nothing_and_many_again() {
+        let mut polling = Polling::new(64);
+        let taken: Vec<u32> = (0..6).map(|_| looks(&mut polling, u32::MAX)).collect();
+        assert_eq!(taken, [64, 32, 16, 8, 4, 4]);
+        assert_eq!(looks(&mut polling, 3), 3);
+        assert_eq!(looks(&mut polling, u32::MAX), 64);
+    }
+
+    #[test]
+    fn none_is_taken_where_none_is_wanted() {
+        assert_eq!(looks(&mut Polling::new(0), 1), 0);
+    }
+}
