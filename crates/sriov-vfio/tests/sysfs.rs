@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use sriov_vfio::sysfs::fake::{FakeFunction, FakeSriov, FakeSysfs};
@@ -143,7 +144,14 @@ fn functions_without_autoprobe_are_free() {
 fn the_interface_of_a_function_is_brought_up() {
     let root = TempDir::new().unwrap();
     let (sysfs, _) = machine(root.path());
+    assert_eq!(
+        message(sysfs.wait_for_link(at("01:00.0"), Duration::from_millis(60))),
+        "0000:01:00.0: its network interface eth0 has no link after 60ms: is it up, with a cable in it?"
+    );
     sysfs.bring_up(at("01:00.0")).unwrap();
+    for function in ["01:00.0", "02:00.0"] {
+        sysfs.wait_for_link(at(function), Duration::ZERO).unwrap();
+    }
     let flags = fs::read_to_string(root.path().join("class/net/eth0/flags")).unwrap();
     assert_eq!(flags, "0x1003");
     assert!(matches!(

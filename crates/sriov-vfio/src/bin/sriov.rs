@@ -4,10 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use sriov_vfio::sysfs::{Files, Function, PciAddress, Role, Sysfs};
+
+/// How long `--up` waits for a link.
+const LINK: Duration = Duration::from_secs(30);
 
 /// Manages SR-IOV functions and who drives them.
 #[derive(Parser)]
@@ -40,7 +44,7 @@ enum Command {
         /// Leave the virtual functions without driver.
         #[arg(long)]
         no_driver: bool,
-        /// Bring the physical function's network interface up before.
+        /// Bring the physical function's network interface up before, and wait for its link.
         #[arg(long)]
         up: bool,
     },
@@ -97,6 +101,7 @@ fn run(cli: Cli) -> Result<()> {
         } => {
             if up {
                 sysfs.bring_up(pf)?;
+                sysfs.wait_for_link(pf, LINK)?;
             }
             if no_driver {
                 sysfs.set_autoprobe(pf, false)?;
@@ -105,7 +110,11 @@ fn run(cli: Cli) -> Result<()> {
             if no_driver {
                 sysfs.set_autoprobe(pf, true)?;
             }
-            for function in enabled? {
+            let enabled = enabled?;
+            if up {
+                sysfs.wait_for_link(pf, LINK)?;
+            }
+            for function in enabled {
                 writeln!(out, "{function}")?;
             }
         }

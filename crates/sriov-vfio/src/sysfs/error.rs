@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::PciAddress;
 
@@ -75,6 +76,18 @@ pub enum SysfsError {
     /// The function has no network interface.
     #[error("{0}: has no network interface")]
     NoInterface(PciAddress),
+    /// A network interface of the function has no link.
+    #[error(
+        "{function}: its network interface {interface} has no link after {limit:?}: is it up, with a cable in it?"
+    )]
+    NoLink {
+        /// The function.
+        function: PciAddress,
+        /// The interface.
+        interface: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// Only root may write there.
     #[error("{0}: permission denied: run as root")]
     Permission(PathBuf),

@@ -33,7 +33,7 @@ pub struct FakeFunction {
     pub group: Option<u32>,
     /// Its virtual functions.
     pub sriov: Option<FakeSriov>,
-    /// The name of its network interface.
+    /// The name of its network interface. It has a link when it is up.
     pub interface: Option<String>,
 }
 
@@ -133,6 +133,7 @@ impl FakeSysfs {
             let class = self.root.join("class/net").join(interface);
             fs::create_dir_all(&class)?;
             fs::write(class.join("flags"), "0x1002\n")?;
+            fs::write(class.join("carrier"), "0\n")?;
         }
         self.probe(address)
     }
@@ -267,6 +268,12 @@ impl Attributes for FakeSysfs {
             (Some("drivers_probe"), _) => {
                 let address = value.trim().parse();
                 self.probe(address.map_err(|_| ErrorKind::InvalidInput)?)
+            }
+            (Some("flags"), Some(interface)) => {
+                let up = u32::from_str_radix(value.trim().trim_start_matches("0x"), 16);
+                let up = up.map_err(|_| ErrorKind::InvalidInput)? & 1;
+                fs::write(interface.join("carrier"), up.to_string())?;
+                fs::write(path, value)
             }
             _ => fs::write(path, value),
         }

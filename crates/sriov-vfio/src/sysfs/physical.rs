@@ -1,9 +1,14 @@
+use std::thread;
+use std::time::{Duration, Instant};
+
 use super::{Function, PciAddress, Role, Sysfs, SysfsError, number};
 
 /// `ENOENT`: the physical function's driver cannot enable virtual functions.
 const NO_ENTRY: i32 = 2;
 /// `EBUSY`: there are virtual functions, or a change is under way.
 const BUSY: i32 = 16;
+/// How long [`Sysfs::wait_for_link`] sleeps between two looks.
+const LOOK: Duration = Duration::from_millis(50);
 /// The bit of an interface's flags that brings it up (`IFF_UP`).
 const UP: u32 = 1;
 
@@ -51,7 +56,7 @@ impl Sysfs {
     }
 
     /// Brings the network interfaces of a function up. Virtual functions of many cards have no link, and their drivers find a device
-    /// in reset, before the physical function's interface is up.
+    /// in reset, before the physical function's interface is up and [has a link](Self::wait_for_link).
     pub fn bring_up(&self, physical: PciAddress) -> Result<(), SysfsError> {
         let Function { interfaces, .. } = self.function(physical)?;
         if interfaces.is_empty() {
@@ -61,6 +66,27 @@ impl Sysfs {
             let path = self.root.join("class/net").join(interface).join("flags");
             let flags: u32 = number(&path)?.unwrap_or(0);
             self.write(path, &format!("{:#x}", flags | UP))?;
+        }
+        Ok(())
+    }
+
+    /// Returns when all network interfaces of a function have a link, at once if it has none. The physical function of many cards loses its
+    /// link for seconds when its interface is brought up, and again when virtual functions are enabled.
+    pub fn wait_for_link(&self, function: PciAddress, limit: Duration) -> Result<(), SysfsError> {
+        let begun = Instant::now();
+        for interface in self.function(function)?.interfaces {
+            let path = self.root.join("class/net").join(&interface).join("carrier");
+            // An interface that is down has a carrier that cannot be read.
+            while !matches!(number(&path), Ok(Some(1_u8))) {
+                if begun.elapsed() >= limit {
+                    return Err(SysfsError::NoLink {
+                        function,
+                        interface,
+                        limit,
+                    });
+                }
+                thread::sleep(LOOK);
+            }
         }
         Ok(())
     }
