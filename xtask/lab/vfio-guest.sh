@@ -2,7 +2,7 @@
 # init of a guest that drives a network card of the host itself: `guest: WHAT: RESULT` lines, as in guest-init.sh. The host, which has
 # another card at the same cable, is 192.168.78.1.
 #
-# lab.again on the command line: only ping, reboot, ping, power off.
+# On the command line: lab.again for only ping, reboot, ping, power off; lab.peer for the one that others talk to, 192.168.78.3.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -23,25 +23,35 @@ check() { # check WHAT COMMAND…
 }
 sum() { sha256sum | cut -c1-64; }
 
-found() { [ "$(cat /sys/class/net/eth0/device/vendor /sys/class/net/eth0/device/device | xargs)" = "0x8086 0x10c9" ]; }
-check "igb finds the function" found
-ip addr add 192.168.78.2/24 dev eth0
+found() { [ "$(cat /sys/class/net/eth0/device/vendor /sys/class/net/eth0/device/device | xargs)" = "0x8086 0x10ca" ]; }
+check "igbvf finds the function" found
+is() { grep -q "lab.$1" /proc/cmdline; }
+is peer && number=3 || number=2
+ip addr add 192.168.78.$number/24 dev eth0
 ip link set eth0 up
-link() {
-    for _ in $(seq 100); do
-        [ "$(cat /sys/class/net/eth0/carrier)" = 1 ] && return 0
-        sleep 0.1
+soon() { # soon COMMAND…: it succeeds within a minute
+    for _ in $(seq 300); do
+        "$@" >/dev/null 2>&1 && return 0
+        sleep 0.2
     done
     return 1
 }
-check "link" link
-if ! check "ping" ping -q -c 3 -W 5 192.168.78.1; then
+link() { [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; }
+check "link" soon link
+reached() { ping -q -c 3 -W 5 "$1"; }
+if ! check "ping" reached 192.168.78.1; then
     dmesg | grep -E 'igb|0000:00:18' | sed 's/^/guest: kernel log: /'
     cat /proc/interrupts
     poweroff -f
 fi
 
-if grep -q lab.again /proc/cmdline; then
+if is peer; then
+    mkdir /www
+    dd if=/dev/urandom of=/www/blob bs=64k count=16 2>/dev/null
+    echo "guest: peer's sum: $(sum </www/blob)"
+    httpd -f -p 8080 -h /www
+fi
+if is again; then
     if wget -q -O /dev/null http://192.168.78.1:8080/rebooted; then
         echo "guest: done"
         poweroff -f
@@ -50,6 +60,10 @@ if grep -q lab.again /proc/cmdline; then
     sleep 1
     reboot -f
 fi
+
+check "peer" soon reached 192.168.78.3
+soon wget -q -O /blob http://192.168.78.3:8080/blob
+echo "guest: sum from the peer: $(sum </blob)"
 
 interrupts() { awk '/eth0/ { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) sum += $i } END { print sum + 0 }' /proc/interrupts; }
 packets() { cat /sys/class/net/eth0/statistics/rx_packets /sys/class/net/eth0/statistics/tx_packets | awk '{ sum += $1 } END { print sum }'; }

@@ -1,5 +1,5 @@
-# Runs in the lab's host, which has VT-d, an 82576 (igb) and an 82574 (e1000e) at the same cable: gives the former to a guest, one
-# `host: WHAT: RESULT` line for each check.
+# Runs in the lab's host, which has VT-d, an 82576 (igb) and an 82574 (e1000e) at the same cable: gives virtual functions of the former to
+# guests, one `host: WHAT: RESULT` line for each check.
 #
 # SRIOV  the program
 # VMM    reference-vmm and its arguments, but for the function and the guest's command line
@@ -26,15 +26,21 @@ refused() {
         { cat "$WORK/errors"; false; }
 }
 
-card=$(basename "$(dirname "$(grep -l 0x10c9 $devices/*/device)")")
-check "no VFIO is said" refused "modprobe vfio-pci vfio_iommu_type1" "$card"
 load e1000e
+load igb
+pf=$(basename "$(dirname "$(grep -l 0x10c9 $devices/*/device)")")
+enable() { "$SRIOV" enable "$pf" 2 --up --no-driver >"$WORK/functions"; }
+check "enable" enable
+card=$(sed -n 1p "$WORK/functions")
+other=$(sed -n 2p "$WORK/functions")
+check "no VFIO is said" refused "modprobe vfio-pci vfio_iommu_type1" "$card"
 load vfio-pci
 load vfio_iommu_type1
 check "no such function is said" refused "there is no such function" 77:00.0
 check "no driver is said" refused "$card: no driver has it, not vfio-pci: run .sriov bind $card" "$card"
 check "another driver is said" refused "$own: e1000e has it, not vfio-pci" "$own"
 check "bind" "$SRIOV" bind "$card"
+check "bind the other" "$SRIOV" bind "$other"
 check "twice is said" refused "$card: is assigned twice" "$card,$card"
 check "an IOMMU is refused" refused "cannot be put behind an IOMMU" "$card --iommu virtio"
 group=/dev/vfio/$(basename "$(readlink "$devices/$card/iommu_group")")
@@ -60,12 +66,14 @@ mkfifo "$WORK/silent" # nc answers the end of its input with the end of the conn
 } &
 nc=$!
 
-# run NAME WORDS: the VMM, with these words for the guest's kernel.
+# run NAME FUNCTION WORDS: the VMM, with these words for the guest's kernel.
 run() {
-    timeout -k 5 100 sh -c "echo \$\$ >$WORK/pid; exec $VMM --vfio $card --cmdline 'console=ttyS0 quiet panic=-1 $2'" </dev/null 2>&1
+    timeout -k 5 100 sh -c "echo \$\$ >$WORK/$1.pid; exec $VMM --vfio $2 --cmdline 'console=ttyS0 quiet panic=-1 $3'" </dev/null 2>&1
     echo "host: $1 vmm status: $?"
 }
-run first "" | while IFS= read -r line; do
+run peer "$other" lab.peer >/job/peer.log &
+peer=$!
+run first "$card" "" | while IFS= read -r line; do
     printf '%s\n' "$line"
     case $line in
     "guest: transfer begins"*)
@@ -74,28 +82,32 @@ run first "" | while IFS= read -r line; do
         ;;
     "guest: done"*)
         sleep 1
-        kill -9 "$(cat "$WORK/pid")"
+        kill -9 "$(cat "$WORK/first.pid")" "$(cat "$WORK/peer.pid")"
         ;;
     esac
 done | tee /job/first.log
-run again lab.again | while IFS= read -r line; do
+run again "$card" lab.again | while IFS= read -r line; do
     printf '%s\n' "$line"
     case $line in "guest: reboots"*) touch "$WORK/www/rebooted" ;; esac
 done | tee /job/again.log
 
+wait $peer
+cat /job/peer.log
 reported() { sed -n "s/^guest: $1: \([0-9a-f]*\).*/\1/p" /job/first.log; }
 sum() { sha256sum | cut -c1-64; }
 same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
 check "the download arrived" same "$(reported "download sum")" "$(sum <"$WORK/www/blob")"
 check "the upload arrived" same "$(reported "upload sum")" "$(sum <"$WORK/uploaded")"
+check "two guests talk" same "$(reported "sum from the peer")" "$(sed -n "s/^guest: peer's sum: \([0-9a-f]*\).*/\1/p" /job/peer.log)"
 check "the VMM was killed" grep -q "host: first vmm status: 137" /job/first.log
 check "after that two lives of a guest had the function" [ "$(grep -c "guest: ping: ok" /job/again.log)" = 2 ]
 check "the second VMM ended" grep -q "host: again vmm status: 0" /job/again.log
 check "release" "$SRIOV" release "$card"
+check "disable" "$SRIOV" disable "$pf"
 no_fault() { ! dmesg | grep -i "DMAR.*fault"; }
 check "no DMA was blocked" no_fault
 [ $failed = 0 ] || {
     ip -s link
-    dmesg | grep -iE 'e1000e|vfio|dmar'
+    dmesg | grep -iE 'e1000e|igb|vfio|dmar'
 }
 exit $failed
