@@ -44,6 +44,7 @@ impl Machine {
             PciOptions {
                 port: PortType::IntegratedEndpoint,
                 access_platform: false,
+                sr_iov: false,
             },
         )?;
         let mut machine = Self {

@@ -10,5 +10,5 @@ mod status;
 pub mod vhost_user;
 
 pub use mmio::{MmioState, MmioTransport};
-pub use pci::{PciError, PciOptions, PciRestoreError, PciState, PciTransport};
+pub use pci::{PciError, PciOptions, PciParts, PciRestoreError, PciState, PciTransport};
 pub use status::{QueueSetupState, RestoreError, TransportState};

@@ -32,6 +32,10 @@ bitflags! {
 
 /// Registers of the PCI transport (virtio 1.3 §4.1).
 pub mod pci {
+    use vring::Features;
+
+    /// VIRTIO_F_SR_IOV (§6): the function has the SR-IOV capability, and its driver may enable virtual functions.
+    pub const SR_IOV: Features = Features::from_bits_retain(1 << 37);
     /// Vendor of all virtio devices (§4.1.2).
     pub const VENDOR: u16 = 0x1af4;
     /// The device ID is this plus the device type (§4.1.2).

@@ -37,6 +37,7 @@ impl Rig {
         let options = PciOptions {
             port: PortType::Endpoint,
             access_platform: false,
+            sr_iov: false,
         };
         let transport =
             PciTransport::new(device, memory, &*router, pin, &decoder, options).unwrap();

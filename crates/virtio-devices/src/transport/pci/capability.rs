@@ -3,15 +3,19 @@ use std::sync::Arc;
 
 use pio_mmio_bus::bus::BusDevice;
 use pio_mmio_bus::pci::spec::capability_id;
-use pio_mmio_bus::pci::{Capability, CapabilityHandler};
+use pio_mmio_bus::pci::{Capability, CapabilityHandler, RequesterId};
 use vm_memory::GuestAddressSpace;
 
 use super::super::spec::pci::{capability, common};
+use super::parts::Renumbered;
 use super::registers::{BarRegisters, layout};
 use super::{BAR, bar_size};
 
 /// The capabilities that tell the driver where the virtio structures are (virtio 1.3 §4.1.4).
-pub(super) fn capabilities<M>(registers: &Arc<BarRegisters<M>>) -> Vec<Capability>
+pub(super) fn capabilities<M>(
+    registers: &Arc<BarRegisters<M>>,
+    renumbered: Option<Renumbered>,
+) -> Vec<Capability>
 where
     M: GuestAddressSpace + Send + Sync + 'static,
 {
@@ -29,7 +33,10 @@ where
         structure(capability::CONFIG_ACCESS, 0, 0)
             .writable(capability::BAR, &[0xff])
             .writable(capability::OFFSET, &[0xff; 12])
-            .handler(Arc::new(ConfigAccess(Arc::clone(registers)))),
+            .handler(Arc::new(ConfigAccess {
+                bar: Arc::clone(registers),
+                renumbered,
+            })),
     ]
 }
 
@@ -51,7 +58,10 @@ fn structure(kind: u8, offset: u64, length: u64) -> Capability {
 
 /// The window onto the BAR for those who cannot map it, such as firmware (virtio 1.3 §4.1.4.9). It reaches the virtio structures only.
 /// It also hears what happens to the function.
-struct ConfigAccess<M>(Arc<BarRegisters<M>>);
+struct ConfigAccess<M> {
+    bar: Arc<BarRegisters<M>>,
+    renumbered: Option<Renumbered>,
+}
 
 const WINDOW: Range<usize> = capability::EXTRA..capability::EXTRA + 4;
 
@@ -74,11 +84,11 @@ impl<M: GuestAddressSpace + Send + Sync> CapabilityHandler for ConfigAccess<M> {
             return;
         }
         if let Some((offset, length)) = target(registers)
-            && offset < bar_size(self.0.kicks().len())
+            && offset < bar_size(self.bar.kicks().len())
             && let Some(window) = registers
                 .get_mut(WINDOW)
                 .and_then(|window| window.get_mut(..length))
-            && self.0.read(offset, window).is_err()
+            && self.bar.read(offset, window).is_err()
         {
             window.fill(0xff);
         }
@@ -90,21 +100,27 @@ impl<M: GuestAddressSpace + Send + Sync> CapabilityHandler for ConfigAccess<M> {
             return;
         }
         if let Some((offset, length)) = target(registers)
-            && offset < bar_size(self.0.kicks().len())
+            && offset < bar_size(self.bar.kicks().len())
             && let Some(data) = registers
                 .get(WINDOW)
                 .and_then(|window| window.get(..length))
         {
             // As on the bus, a write that a register does not take is ignored.
-            let _ = self.0.write(offset, data);
+            let _ = self.bar.write(offset, data);
         }
     }
 
     fn set_bus_master(&self, enabled: bool) {
-        self.0.lock().set_bus_master(enabled);
+        self.bar.lock().set_bus_master(enabled);
+    }
+
+    fn set_requester(&self, requester: RequesterId) {
+        if let Some(renumbered) = &self.renumbered {
+            renumbered(requester);
+        }
     }
 
     fn reset(&self) {
-        self.0.reset();
+        self.bar.reset();
     }
 }

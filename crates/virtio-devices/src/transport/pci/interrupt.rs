@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use pio_mmio_bus::interrupt::{IrqLine, MsiRoute};
-use pio_mmio_bus::pci::Msix;
+use pio_mmio_bus::pci::{IntxPin, Msix};
 
 use super::super::isr::IsrLine;
 use super::super::spec::Isr;
@@ -16,6 +16,13 @@ pub(super) struct PciInterrupts {
     routes: Vec<Arc<dyn MsiRoute>>,
     config: Vector,
     queues: Vec<Vector>,
+}
+
+/// The pin of a function that has none.
+struct NoPin;
+
+impl IrqLine for NoPin {
+    fn set_level(&self, _: bool) {}
 }
 
 /// A vector register.
@@ -32,9 +39,11 @@ impl Vector {
 }
 
 impl PciInterrupts {
-    pub(super) fn new(queues: usize, pin: Arc<dyn IrqLine>, msix: Arc<Msix>) -> Self {
+    /// A virtual function has no pin.
+    pub(super) fn new(queues: usize, pin: Option<Arc<IntxPin>>, msix: Arc<Msix>) -> Self {
+        let line = pin.map_or_else(|| Arc::new(NoPin) as _, |pin| pin as Arc<dyn IrqLine>);
         Self {
-            isr: IsrLine::new(pin),
+            isr: IsrLine::new(line),
             routes: (0..msix.vectors())
                 .filter_map(|vector| msix.route(vector))
                 .collect(),

@@ -1,25 +1,25 @@
 mod capability;
 mod interrupt;
+mod parts;
 mod registers;
 
 use std::io;
 use std::sync::Arc;
 
-use pio_mmio_bus::bus::{BusError, Doorbell};
-use pio_mmio_bus::interrupt::{IrqLine, MsiRouter};
+use pio_mmio_bus::bus::BusError;
+use pio_mmio_bus::interrupt::MsiRouter;
 use pio_mmio_bus::pci::{
-    Bar, BarKind, Capability, ConfigBuilder, ConfigError, ConfigSpace, ConfigSpaceState,
-    ConfigStateError, Decoder, Identity, IntxPin, Msix, MsixState, PortType, VectorsError,
+    ConfigError, ConfigSpace, ConfigSpaceState, ConfigStateError, Decoder, IntxPin, Msix,
+    MsixState, PortType, VectorsError,
 };
 use serde::{Deserialize, Serialize};
 use vm_memory::GuestAddressSpace;
-use vring::Features;
 
 use super::spec::Isr;
-use super::spec::pci::{DEVICE_BASE, VENDOR};
-use super::status::{Interrupts, RestoreError, StatusMachine, TransportState};
-use crate::device::{DeviceType, VirtioDevice};
+use super::status::{RestoreError, TransportState};
+use crate::device::VirtioDevice;
 use interrupt::PciInterrupts;
+pub use parts::PciParts;
 use registers::{BarRegisters, layout};
 
 /// The BAR with the virtio structures.
@@ -40,6 +40,8 @@ pub struct PciOptions {
     pub port: PortType,
     /// Whether VIRTIO_F_ACCESS_PLATFORM is offered: the device's addresses are translated by an IOMMU.
     pub access_platform: bool,
+    /// Whether VIRTIO_F_SR_IOV is offered: the function gets virtual functions.
+    pub sr_iov: bool,
 }
 
 /// Why a function could not be made.
@@ -126,81 +128,9 @@ impl<M: GuestAddressSpace + Send + Sync + 'static> PciTransport<M> {
         decoder: &Arc<Decoder>,
         options: PciOptions,
     ) -> Result<Self, PciError> {
-        let PciOptions {
-            port,
-            access_platform,
-        } = options;
-        let queues = device.queue_max_sizes().len();
-        // One more vector for the configuration.
-        let vectors = u16::try_from(queues)
-            .ok()
-            .and_then(|queues| queues.checked_add(1))
-            .ok_or(PciError::Queues(queues))?;
-        let msix = Msix::new(vectors, router)?;
-        let interrupts = Arc::new(PciInterrupts::new(
-            queues,
-            Arc::clone(&pin) as Arc<dyn IrqLine>,
-            Arc::clone(&msix),
-        ));
-        let extra = if access_platform {
-            Features::ACCESS_PLATFORM
-        } else {
-            Features::empty()
-        };
-        let kind = device.device_type();
-        let mut machine = StatusMachine::new(
-            device,
-            memory,
-            extra,
-            Arc::clone(&interrupts) as Arc<dyn Interrupts>,
-        )?;
-        machine.set_bus_master(false);
-        let registers = Arc::new(BarRegisters::new(machine, Arc::clone(&interrupts)));
-        let bar = |name: &str, size, device| Bar {
-            kind: BarKind::Memory64 {
-                prefetchable: false,
-            },
-            size,
-            name: format!("virtio {} {name}", kind.0),
-            device,
-        };
-        let mut builder = ConfigBuilder::endpoint(identity(kind))
-            .bar(
-                usize::from(BAR),
-                bar("registers", bar_size(queues), Arc::clone(&registers) as _),
-            )
-            .bar(
-                usize::from(MSIX_BAR),
-                bar("MSI-X", msix.size(), Arc::clone(&msix) as _),
-            )
-            .interrupt(pin)
-            .capability(msix.capability(MSIX_BAR, 0))
-            .capability(Capability::express(port));
-        for capability in capability::capabilities(&registers) {
-            builder = builder.capability(capability);
-        }
-        let function = builder.build(decoder)?;
-        if let Some((space, region)) = function.bar_region(usize::from(BAR)) {
-            let step = u64::from(layout::NOTIFY_MULTIPLIER);
-            for (kick, index) in registers.kicks().iter().zip(0..) {
-                // Any width: the address alone says which queue it is.
-                let doorbell = Doorbell {
-                    width: None,
-                    datamatch: None,
-                    needs_value: false,
-                    eventfd: Arc::clone(kick),
-                };
-                decoder
-                    .bus(space)
-                    .add_doorbell(region, layout::NOTIFY + step * index, doorbell)?;
-            }
-        }
-        Ok(Self {
-            function,
-            registers,
-            interrupts,
-            msix,
-        })
+        let parts = PciParts::new(device, memory, router, Some(pin), options)?;
+        let function = parts.endpoint().build(decoder)?;
+        parts.finish(function, decoder)
     }
 
     /// The function, to be put on a PCI bus.
@@ -265,25 +195,5 @@ impl<M: GuestAddressSpace + Send + Sync + 'static> PciTransport<M> {
             self.interrupts.isr.raise(pending);
         }
         Ok(())
-    }
-}
-
-/// Who the function is (virtio 1.3 §4.1.2).
-fn identity(kind: DeviceType) -> Identity {
-    let device = DEVICE_BASE.saturating_add(kind.0);
-    Identity {
-        vendor: VENDOR,
-        device,
-        // Not transitional.
-        revision: 1,
-        class: match kind {
-            DeviceType::NET => [0x02, 0x00, 0x00],
-            DeviceType::BLOCK => [0x01, 0x80, 0x00],
-            DeviceType::CONSOLE => [0x07, 0x80, 0x00],
-            DeviceType::IOMMU => [0x08, 0x06, 0x00],
-            _ => [0xff, 0x00, 0x00],
-        },
-        subsystem_vendor: VENDOR,
-        subsystem: device,
     }
 }
