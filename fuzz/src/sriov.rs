@@ -11,7 +11,9 @@ use pio_mmio_bus::pci::{
     RootComplex, RootPort,
 };
 use sriov_vfio::capability::SriovCapability;
-use sriov_vfio::emulated::{Layout, PhysicalFunction, VfBarLayout, VfFactory, VirtualFunction};
+use sriov_vfio::emulated::{
+    Layout, PhysicalFunction, VfBarLayout, VfFactory, VfShare, VirtualFunction,
+};
 use sriov_vfio::spec::sriov::{Control, VF_ID};
 use sriov_vfio::vfio::fake::FakeDevice;
 use sriov_vfio::vfio::{AssignedFunction, Interrupt, Policy, RegionIndex, VfioDevice};
@@ -59,7 +61,13 @@ impl VfFactory for Factory {
             .build(&self.0)?;
         Ok(VirtualFunction {
             function,
-            bars: vec![(0, Arc::new(Silent) as _), (2, Arc::new(Silent) as _)],
+            shares: [0, 2]
+                .map(|bar| VfShare {
+                    bar,
+                    device: Arc::new(Silent),
+                    doorbells: Vec::new(),
+                })
+                .into(),
         })
     }
 }

@@ -4,7 +4,7 @@ mod nic;
 
 use std::sync::atomic::Ordering;
 
-use nic::{IDENTITY, Machine, PORT, SRIOV, igb};
+use nic::{DOORBELL, ECAM, IDENTITY, Machine, PORT, SRIOV, igb};
 use pio_mmio_bus::pci::{BarKind, ConfigStateError, PciFunction, RequesterId};
 use proptest::prelude::*;
 use sriov_vfio::capability::SriovCapability;
@@ -183,6 +183,40 @@ fn shares_of_the_bars_follow_memory_enable_base_and_page_size() {
     machine.write32(VF_BAR0 + 4, u32::MAX);
     assert_eq!(machine.peek(0xffff_ffff_ffff_0000), Some(1));
     assert_eq!(machine.peek(0), None);
+}
+
+#[test]
+fn doorbells_ring_where_the_share_is() {
+    let mut machine = Machine::new(igb());
+    machine.write16(NUM_VFS, 2);
+    machine.write32(VF_BAR0, 0xe000_0000);
+    machine.write16(CONTROL, ENABLE | MEMORY);
+    let second = 0xe000_4000 + DOORBELL;
+    let _ = machine.mmio.write(second, &[1, 0]);
+    assert_eq!(machine.made.rung.read().ok(), Some(1));
+    machine.write32(VF_BAR0, 0xd000_0000);
+    let _ = machine.mmio.write(second, &[1, 0]);
+    assert!(machine.made.rung.read().is_err());
+    let _ = machine.mmio.write(0xd000_0000 + DOORBELL, &[1, 0]);
+    assert_eq!(machine.made.rung.read().ok(), Some(1));
+    machine.write16(CONTROL, 0);
+    let _ = machine.mmio.write(0xd000_0000 + DOORBELL, &[1, 0]);
+    assert!(machine.made.rung.read().is_err());
+}
+
+/// The bus itself is in use then, and keeps what was removed from it until it changes again.
+#[test]
+fn what_a_function_uses_ends_with_the_write_that_disables_it() {
+    let mut machine = Machine::new(igb());
+    machine.write16(NUM_VFS, 2);
+    machine.write32(VF_BAR0, 0xe000_0000);
+    machine.write16(CONTROL, ENABLE | MEMORY);
+    assert_eq!(machine.peek(0xe000_4000), Some(1));
+    assert_eq!(machine.made.devices.load(Ordering::Relaxed), 4);
+    let control = ECAM + 0x10_0000 + u64::from(SRIOV) + u64::try_from(CONTROL).unwrap();
+    let _ = machine.mmio.write(control, &[0, 0]);
+    assert_eq!(machine.made.devices.load(Ordering::Relaxed), 0);
+    assert_eq!(machine.peek(0xe000_4000), None);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 use std::error::Error;
 use std::sync::Arc;
 
-use pio_mmio_bus::bus::BusDevice;
+use pio_mmio_bus::bus::{BusDevice, Doorbell};
 use pio_mmio_bus::pci::PciFunction;
 
 /// A virtual function as a [`VfFactory`] makes it.
@@ -10,9 +10,18 @@ pub struct VirtualFunction {
     /// [`ConfigBuilder::virtual_function`](pio_mmio_bus::pci::ConfigBuilder::virtual_function), with
     /// [`VF_ID`](crate::spec::sriov::VF_ID) as vendor and device.
     pub function: Arc<dyn PciFunction>,
-    /// What answers accesses to its share of the VF BARs, by the number of the BAR's first register. A BAR that is missing decodes
-    /// nothing.
-    pub bars: Vec<(usize, Arc<dyn BusDevice>)>,
+    /// Its shares of the VF BARs. A BAR that is missing decodes nothing.
+    pub shares: Vec<VfShare>,
+}
+
+/// A virtual function's share of a VF BAR.
+pub struct VfShare {
+    /// Number of the BAR's first register, see [`VfBarLayout::index`](super::VfBarLayout::index).
+    pub bar: usize,
+    /// What answers accesses. It is dropped with the function.
+    pub device: Arc<dyn BusDevice>,
+    /// Registers whose writes only wake the device, by their offset in the share.
+    pub doorbells: Vec<(u64, Doorbell)>,
 }
 
 /// Makes the virtual functions of a physical one, each time that the guest enables them.

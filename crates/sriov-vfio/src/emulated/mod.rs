@@ -19,7 +19,7 @@
 //!     fn create(&self, _index: u16) -> Result<VirtualFunction, Box<dyn std::error::Error + Send + Sync>> {
 //!         let identity = Identity { vendor: VF_ID, device: VF_ID, ..NIC };
 //!         let function = ConfigBuilder::virtual_function(identity).build(&self.0)?;
-//!         Ok(VirtualFunction { function, bars: Vec::new() })
+//!         Ok(VirtualFunction { function, shares: Vec::new() })
 //!     }
 //! }
 //!
@@ -48,6 +48,6 @@ mod layout;
 mod physical;
 mod registers;
 
-pub use factory::{VfFactory, VirtualFunction};
+pub use factory::{VfFactory, VfShare, VirtualFunction};
 pub use layout::{Layout, LayoutError, VfBarLayout};
 pub use physical::{PhysicalError, PhysicalFunction};

@@ -1,13 +1,15 @@
 use std::error::Error;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 
-use pio_mmio_bus::bus::BusError;
+use pio_mmio_bus::bus::{AccessError, BusDevice};
 use pio_mmio_bus::pci::{
     Capability, ConfigBuilder, ConfigError, ConfigSpace, ConfigSpaceState, ConfigStateError,
     DecodedRegion, Decoder, PciFunction, RequesterId,
 };
 
-use super::factory::{VfFactory, VirtualFunction};
+use super::factory::{VfFactory, VfShare};
 use super::layout::{Layout, LayoutError, VfBarLayout};
 use super::registers::{SriovRegisters, share};
 use crate::capability::vf_requester;
@@ -54,7 +56,34 @@ struct Live {
     function: Arc<dyn PciFunction>,
     /// `None` behind the last bus.
     requester: Option<RequesterId>,
-    shares: Vec<(VfBarLayout, DecodedRegion)>,
+    shares: Vec<Share>,
+}
+
+/// A virtual function's share of a BAR. The bus may have what answers there long after it was removed, so it has it weakly: what the
+/// device uses is free when the function ends.
+struct Share {
+    bar: VfBarLayout,
+    region: DecodedRegion,
+    _device: Arc<dyn BusDevice>,
+}
+
+/// What answers as long as the function exists.
+struct Answer(Weak<dyn BusDevice>);
+
+impl BusDevice for Answer {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        let device = self.0.upgrade();
+        device
+            .ok_or(AccessError::NoRegister { offset })?
+            .read(offset, data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        let device = self.0.upgrade();
+        device
+            .ok_or(AccessError::NoRegister { offset })?
+            .write(offset, data)
+    }
 }
 
 impl Live {
@@ -74,7 +103,7 @@ impl Live {
     }
 
     fn decode(&self, registers: &Registers) {
-        for (bar, region) in &self.shares {
+        for Share { bar, region, .. } in &self.shares {
             region.place(share(registers, bar, self.index));
         }
     }
@@ -110,8 +139,8 @@ impl PhysicalFunction {
         }))
     }
 
-    /// Its configuration space, for doorbells on its BARs.
-    pub fn config(&self) -> &ConfigSpace {
+    /// Its configuration space, for doorbells on its BARs. To be restored by [`restore`](Self::restore) only.
+    pub fn config(&self) -> &Arc<ConfigSpace> {
         &self.config
     }
 
@@ -189,20 +218,34 @@ impl PhysicalFunction {
     }
 
     fn create(&self, index: u16) -> Result<Live, Box<dyn Error + Send + Sync>> {
-        let VirtualFunction { function, bars } = self.factory.create(index)?;
+        let made = self.factory.create(index)?;
         let layout = self.registers.layout();
         let mut shares = Vec::new();
-        for (register, device) in bars {
+        for VfShare {
+            bar: register,
+            device,
+            doorbells,
+        } in made.shares
+        {
             let Some(bar) = layout.bars.iter().find(|bar| bar.index == register) else {
                 continue;
             };
             let name = format!("VF {index} BAR {register}");
-            let region = self.decoder.region(bar.kind, bar.size, &name, device);
-            shares.push((*bar, region.map_err(Box::<BusError>::new)?));
+            let answer = Arc::new(Answer(Arc::downgrade(&device)));
+            let region = self.decoder.region(bar.kind, bar.size, &name, answer)?;
+            let bus = self.decoder.bus(region.space());
+            for (offset, doorbell) in doorbells {
+                bus.add_doorbell(region.id(), offset, doorbell)?;
+            }
+            shares.push(Share {
+                bar: *bar,
+                region,
+                _device: device,
+            });
         }
         Ok(Live {
             index,
-            function,
+            function: made.function,
             requester: None,
             shares,
         })

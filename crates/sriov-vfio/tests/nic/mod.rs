@@ -7,14 +7,17 @@ use std::error::Error;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use pio_mmio_bus::bus::{AccessError, AddressSpace, Bus, BusDevice, BusReader, Outcome};
+use pio_mmio_bus::bus::{AccessError, AddressSpace, Bus, BusDevice, BusReader, Doorbell, Outcome};
 use pio_mmio_bus::interrupt::{IrqLine, RecordingLine};
 use pio_mmio_bus::pci::{
-    BarKind, Capability, ConfigBuilder, Decoder, Identity, PciFunction, PortType, RequesterId,
-    RootComplex, RootPort,
+    BarKind, Capability, ConfigBuilder, Decoder, Ecam, Identity, PciFunction, PortType,
+    RequesterId, RootComplex, RootPort,
 };
-use sriov_vfio::emulated::{Layout, PhysicalFunction, VfBarLayout, VfFactory, VirtualFunction};
+use sriov_vfio::emulated::{
+    Layout, PhysicalFunction, VfBarLayout, VfFactory, VfShare, VirtualFunction,
+};
 use sriov_vfio::spec::sriov::VF_ID;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 pub const IDENTITY: Identity = Identity {
     vendor: 0x8086,
@@ -24,6 +27,10 @@ pub const IDENTITY: Identity = Identity {
     subsystem_vendor: 0x8086,
     subsystem: 0,
 };
+/// Where the guest finds the configuration spaces of buses 0 and 1.
+pub const ECAM: u64 = 0xb000_0000;
+/// Where each share of a BAR has a doorbell.
+pub const DOORBELL: u64 = 0x3000;
 /// Where the SR-IOV capability is: behind ARI's.
 pub const SRIOV: u16 = 0x108;
 
@@ -46,8 +53,14 @@ pub fn igb() -> Layout {
     }
 }
 
-/// Answers each read with its number.
-struct Numbered(u8);
+/// Answers each read with its number, and is counted.
+struct Numbered(u8, Arc<Made>);
+
+impl Drop for Numbered {
+    fn drop(&mut self) {
+        self.1.devices.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl BusDevice for Numbered {
     fn read(&self, _: u64, data: &mut [u8]) -> Result<(), AccessError> {
@@ -61,13 +74,38 @@ impl BusDevice for Numbered {
 }
 
 /// Counts the functions that exist, and refuses some.
-#[derive(Default)]
 pub struct Made {
+    /// Rung by all doorbells.
+    pub rung: Arc<EventFd>,
     pub created: AtomicUsize,
     pub alive: AtomicUsize,
+    /// Devices behind BARs that are alive.
+    pub devices: AtomicUsize,
     pub refused: Mutex<Vec<u16>>,
     /// Whose requests are forwarded.
     pub forwarded: Mutex<BTreeSet<u16>>,
+}
+
+impl Made {
+    fn new() -> Self {
+        Self {
+            rung: Arc::new(EventFd::new(EFD_NONBLOCK).unwrap()),
+            created: AtomicUsize::default(),
+            alive: AtomicUsize::default(),
+            devices: AtomicUsize::default(),
+            refused: Mutex::default(),
+            forwarded: Mutex::default(),
+        }
+    }
+
+    fn doorbell(&self) -> Doorbell {
+        Doorbell {
+            width: None,
+            datamatch: None,
+            needs_value: false,
+            eventfd: Arc::clone(&self.rung),
+        }
+    }
 }
 
 /// A function whose end is counted.
@@ -131,10 +169,16 @@ impl VfFactory for Factory {
                 index,
                 made: Arc::clone(&self.1),
             }),
-            bars: vec![
-                (0, Arc::new(Numbered(number))),
-                (3, Arc::new(Numbered(number + 0x80))),
-            ],
+            shares: [(0, number), (3, number + 0x80)]
+                .map(|(bar, number)| {
+                    self.1.devices.fetch_add(1, Ordering::Relaxed);
+                    VfShare {
+                        bar,
+                        device: Arc::new(Numbered(number, Arc::clone(&self.1))),
+                        doorbells: vec![(DOORBELL, self.1.doorbell())],
+                    }
+                })
+                .into(),
         })
     }
 }
@@ -160,12 +204,15 @@ impl Machine {
         let lines = std::array::from_fn(|_| Arc::new(RecordingLine::default()) as Arc<dyn IrqLine>);
         let root = RootComplex::new(Arc::clone(&decoder), lines).unwrap();
         let port = RootPort::new(&root, 1).unwrap();
-        let made = Arc::new(Made::default());
+        let made = Arc::new(Made::new());
         let factory = Box::new(Factory(Arc::clone(&decoder), Arc::clone(&made)));
         let builder =
             ConfigBuilder::endpoint(IDENTITY).capability(Capability::express(PortType::Endpoint));
         let physical = PhysicalFunction::new(builder, layout, factory, &decoder).unwrap();
         port.bus().insert(0, physical.clone()).unwrap();
+        let window = Arc::new(Ecam::new(&root));
+        mmio.insert(ECAM, 2 << 20, "configuration window", window)
+            .unwrap();
         let machine = Self {
             mmio: mmio.reader(),
             root,
