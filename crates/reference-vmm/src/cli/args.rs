@@ -6,7 +6,7 @@ use virtio_devices::net::MacAddress;
 
 use super::size;
 use super::vhost_user::{self, VhostUserArg};
-use crate::machine::{Emulated, Iommu, Transport, VtdOptions};
+use crate::machine::{Emulated, Iommu, MAX_VIRTUAL_NICS, Transport, VtdOptions};
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -76,8 +76,8 @@ pub(super) struct RunArgs {
     #[arg(long = "disk", value_name = "FILE[,readonly]", value_parser = disk)]
     pub(super) disks: Vec<DiskArg>,
 
-    /// Tap interface of the host, as a virtio network device; made if it does not exist. May be repeated
-    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS]", value_parser = net)]
+    /// Tap interface of the host, as a virtio network device; made if it does not exist. With `sriov=N`, and behind a root port, the guest can enable N virtual functions of it: the one with number M, from 0, is connected to the tap interface NAMEvM. May be repeated
+    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS][,sriov=N]", value_parser = net)]
     pub(super) nets: Vec<NetArg>,
 
     /// Device that a vhost-user backend serves, which listens at the socket. May be repeated
@@ -151,10 +151,12 @@ fn disk(text: &str) -> Result<DiskArg, String> {
 pub(super) struct NetArg {
     pub(super) tap: String,
     pub(super) mac: Option<MacAddress>,
+    /// How many virtual functions it can have.
+    pub(super) sriov: u8,
 }
 
 fn net(text: &str) -> Result<NetArg, String> {
-    let (mut tap, mut mac) = (None, None);
+    let (mut tap, mut mac, mut sriov) = (None, None, 0);
     for option in text.split(',') {
         match option.split_once('=') {
             Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
@@ -162,9 +164,20 @@ fn net(text: &str) -> Result<NetArg, String> {
                 let address: MacAddress = address.parse().map_err(|e| format!("{e}"))?;
                 mac = Some(address);
             }
+            Some(("sriov", number)) => {
+                sriov = number
+                    .parse()
+                    .ok()
+                    .filter(|number| (1..=MAX_VIRTUAL_NICS).contains(number))
+                    .ok_or_else(|| {
+                        format!(
+                            "sriov={number}: a card has 1 to {MAX_VIRTUAL_NICS} virtual functions"
+                        )
+                    })?;
+            }
             _ => {
                 return Err(format!(
-                    "unknown option `{option}`, expected tap=NAME or mac=ADDRESS"
+                    "unknown option `{option}`, expected tap=NAME, mac=ADDRESS or sriov=N"
                 ));
             }
         }
@@ -172,6 +185,7 @@ fn net(text: &str) -> Result<NetArg, String> {
     Ok(NetArg {
         tap: tap.ok_or("tap=NAME is missing")?,
         mac,
+        sriov,
     })
 }
 

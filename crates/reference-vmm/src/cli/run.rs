@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use virtio_devices::console::Port;
 use virtio_devices::net::{MacAddress, Tap, TapError};
 
-use super::args::{ConsoleArg, IommuArg, RunArgs};
+use super::args::{ConsoleArg, IommuArg, NetArg, RunArgs};
 use super::report;
 use super::status;
 use super::terminal::RawMode;
@@ -13,7 +13,7 @@ use super::watch::{Keyboard, Watch};
 use crate::boot::{Image, Linux, Payload};
 use crate::machine::disk::Disk;
 use crate::machine::stop::Stop;
-use crate::machine::{Config, Machine, Nic, Peripherals, VhostUser};
+use crate::machine::{Config, Machine, Nic, Peripherals, VhostUser, VirtualNic};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -68,6 +68,30 @@ fn cmdline(args: &RunArgs) -> String {
     }
 }
 
+/// The network card number `number`, whose virtual functions have taps named after its own.
+fn nic(net: &NetArg, number: u8) -> Result<Nic, TapError> {
+    let own = MacAddress([2, b'v', b'r', b'n', b'g', number]);
+    let mac = net.mac.unwrap_or(own);
+    let virtual_functions = (0..net.sriov)
+        .map(|index| {
+            Ok(VirtualNic {
+                tap: Tap::open(&format!("{}v{index}", net.tap), 1)?,
+                mac: virtual_mac(mac, index),
+            })
+        })
+        .collect::<Result<_, TapError>>()?;
+    Ok(Nic {
+        tap: Tap::open(&net.tap, 1)?,
+        mac,
+        virtual_functions,
+    })
+}
+
+/// The address of virtual function `index`: the card's, made a locally administered one, with another fourth byte.
+fn virtual_mac(MacAddress([a, b, c, d, e, f]): MacAddress, index: u8) -> MacAddress {
+    MacAddress([a | 2, b, c, d ^ index.wrapping_add(1), e, f])
+}
+
 /// What outlives a reset of the guest: a tap interface made here would vanish with its addresses, and the console's output be
 /// truncated. All else is opened and made anew, so that nothing of one life of the guest reaches the next.
 struct Kept {
@@ -82,14 +106,7 @@ impl Kept {
             .nets
             .iter()
             .zip(0u8..)
-            .map(|(net, number)| {
-                Ok(Nic {
-                    tap: Tap::open(&net.tap, 1)?,
-                    mac: net
-                        .mac
-                        .unwrap_or(MacAddress([2, b'v', b'r', b'n', b'g', number])),
-                })
-            })
+            .map(|(net, number)| nic(net, number))
             .collect::<Result<_, TapError>>()?;
         let console = match &args.console {
             Some(ConsoleArg::Stdio) => Some(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
@@ -153,5 +170,23 @@ impl Kept {
             timed: !args.report.files.is_empty(),
         };
         Ok((config, keys))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn functions_of_all_cards_have_addresses_of_their_own() {
+        let cards = [0, 1, 30].map(|number| MacAddress([2, b'v', b'r', b'n', b'g', number]));
+        let functions = cards
+            .into_iter()
+            .flat_map(|card| (0..=254).map(move |index| virtual_mac(card, index)));
+        let all: BTreeSet<_> = cards.into_iter().chain(functions).collect();
+        assert_eq!(all.len(), 3 * 256);
+        assert!(all.iter().all(|mac| !mac.is_multicast()));
     }
 }

@@ -51,8 +51,8 @@ impl Controller {
     }
 
     /// Routes messages.
-    pub fn router(&self) -> &dyn MsiRouter {
-        &*self.router
+    pub fn router(&self) -> &Arc<dyn MsiRouter> {
+        &self.router
     }
 
     /// The I/O APIC, if it is not in the kernel.

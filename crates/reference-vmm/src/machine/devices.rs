@@ -15,6 +15,7 @@ use super::MachineError;
 use super::board::Motherboard;
 use super::disk::Disk;
 use super::emulated::Emulated;
+use super::sriov::VirtualNic;
 use super::vhost_user::VhostUser;
 use super::virtio::{AttachError, Transport, Views, VirtioDevices};
 use crate::acpi::VirtioMmioSlot;
@@ -26,6 +27,9 @@ pub struct Nic {
     pub tap: Tap,
     /// The guest's address.
     pub mac: MacAddress,
+    /// Its virtual functions, at most [`MAX_VIRTUAL_NICS`](super::MAX_VIRTUAL_NICS), which exist when the guest enables them. If there
+    /// are any, the card is behind a root port.
+    pub virtual_functions: Vec<VirtualNic>,
 }
 
 /// What devices a machine has, besides a source of entropy.
@@ -118,7 +122,11 @@ impl<A: DmaView> Devices<A> {
                     name: name.clone(),
                     source,
                 })?;
-            virtio.attach(&name, device, board)?;
+            if nic.virtual_functions.is_empty() {
+                virtio.attach(&name, device, board)?;
+            } else {
+                virtio.attach_physical(&name, device, nic.virtual_functions, board)?;
+            }
         }
         for (backend, number) in vhost_user.into_iter().zip(0u32..) {
             let name = format!("vhost-user{number}");

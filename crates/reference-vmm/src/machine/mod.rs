@@ -7,6 +7,7 @@ mod emulated;
 mod iommu;
 pub mod layout;
 mod memory;
+mod sriov;
 pub mod stop;
 mod vfio;
 mod vhost_user;
@@ -25,6 +26,7 @@ pub use devices::{Nic, Peripherals};
 pub use emulated::Emulated;
 pub use iommu::{Iommu, IommuError, VtdOptions};
 pub use memory::{Memory, MemoryError};
+pub use sriov::{MAX_VIRTUAL_NICS, VirtualNic};
 pub use vfio::VfioError;
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
@@ -167,7 +169,7 @@ impl Machine {
         }
         let shared = !config.peripherals.vhost_user.is_empty();
         if config.iommu.is_some() {
-            if config.transport != Transport::Pci {
+            if config.transport == Transport::Mmio {
                 return Err(IommuError::Transport.into());
             }
             if shared {

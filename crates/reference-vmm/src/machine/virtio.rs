@@ -3,15 +3,20 @@
 use std::io;
 use std::sync::Arc;
 
-use pio_mmio_bus::pci::{InterruptPin, PortType, RequesterId, RootError, RootPort};
+use pio_mmio_bus::interrupt::MsiRouter;
+use pio_mmio_bus::pci::{
+    InterruptPin, IntxPin, PciFunction, PortType, RequesterId, RootError, RootPort,
+};
+use sriov_vfio::emulated::{PhysicalError, PhysicalFunction};
 use virtio_devices::block::BlockError;
 use virtio_devices::console::ConsoleError;
 use virtio_devices::net::NetError;
-use virtio_devices::transport::{MmioTransport, PciError, PciOptions, PciTransport};
+use virtio_devices::transport::{MmioTransport, PciError, PciOptions, PciParts, PciTransport};
 use virtio_devices::{DmaView, VirtioDevice, WorkerError};
 
 use super::board::Motherboard;
 use super::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SLOT};
+use super::sriov::{self, VirtualNic};
 use super::{MachineError, Memory};
 use crate::acpi::VirtioMmioSlot;
 use crate::irq;
@@ -85,6 +90,22 @@ pub enum AttachError {
         /// What went wrong.
         source: Box<PciError>,
     },
+    /// Virtual functions would be where other devices are.
+    #[error(
+        "virtio device `{name}`: virtual functions have to be behind a root port (`--transport pci-ports`)"
+    )]
+    NoPort {
+        /// The device.
+        name: String,
+    },
+    /// It could not be made a physical function.
+    #[error("virtio device `{name}`: {source}")]
+    Physical {
+        /// The device.
+        name: String,
+        /// What went wrong.
+        source: PhysicalError,
+    },
 }
 
 /// Devices on one PCI bus.
@@ -93,13 +114,17 @@ const PCI_DEVICES: u8 = 32;
 /// A device that the guest can reach.
 enum Attached<A> {
     Pci(PciTransport<A>),
+    Physical(PciTransport<A>, Arc<PhysicalFunction>),
     Mmio(Arc<MmioTransport<A>>),
 }
 
 /// How devices see the guest's memory.
+#[derive(Clone)]
 pub(super) struct Views<A> {
     /// Makes the view of one function.
-    pub(super) view: Box<dyn Fn(RequesterId) -> A + Send>,
+    pub(super) view: Arc<dyn Fn(RequesterId) -> A + Send + Sync>,
+    /// Tells a view that its function's requests carry another identity.
+    pub(super) renumber: fn(&A, RequesterId),
     /// Whether an IOMMU stands before it.
     pub(super) translated: bool,
 }
@@ -108,9 +133,57 @@ impl Views<Memory> {
     /// All of `memory`, without an IOMMU.
     pub(super) fn plain(memory: Memory) -> Self {
         Self {
-            view: Box::new(move |_| memory.clone()),
+            view: Arc::new(move |_| memory.clone()),
+            renumber: |_, _| {},
             translated: false,
         }
+    }
+}
+
+impl<A: DmaView> Views<A> {
+    /// The parts of a virtio function that sees memory by whatever identity its bus gives it; a virtual function has no pin.
+    pub(super) fn parts(
+        &self,
+        device: Arc<dyn VirtioDevice<A>>,
+        router: &dyn MsiRouter,
+        pin: Option<Arc<IntxPin>>,
+        port: PortType,
+        sr_iov: bool,
+    ) -> Result<PciParts<A>, PciError> {
+        let options = PciOptions {
+            port,
+            access_platform: self.translated,
+            sr_iov,
+        };
+        let view = (self.view)(RequesterId::default());
+        let parts = PciParts::new(device, view.clone(), router, pin, options)?;
+        let renumber = self.renumber;
+        Ok(parts.on_requester(move |requester| renumber(&view, requester)))
+    }
+}
+
+/// A place for a PCI function.
+enum Slot {
+    /// This device of bus 0.
+    Root(u8),
+    /// Behind a port.
+    Port(Arc<RootPort>),
+}
+
+impl Slot {
+    fn insert(&self, function: Arc<dyn PciFunction>, board: &Motherboard) -> Result<(), RootError> {
+        let (bus, number) = match self {
+            Self::Root(number) => (board.root.bus(), *number),
+            Self::Port(port) => (port.bus(), 0),
+        };
+        Ok(bus.insert(RequesterId::devfn_of(number, 0), function)?)
+    }
+}
+
+fn pci_error(name: &str) -> impl FnOnce(PciError) -> AttachError {
+    move |source| AttachError::Pci {
+        name: name.to_owned(),
+        source: Box::new(source),
     }
 }
 
@@ -146,7 +219,17 @@ impl<A: DmaView> VirtioDevices<A> {
     ) -> Result<(), MachineError> {
         let attached = match self.transport {
             Transport::Pci | Transport::PciPorts => {
-                Attached::Pci(self.attach_pci(name, device, board)?)
+                let slot = self.slot(name, board)?;
+                let parts = self.parts(name, device, &slot, false, board)?;
+                let decoder = board.root.decoder();
+                let transport = parts
+                    .endpoint()
+                    .build(decoder)
+                    .map_err(PciError::from)
+                    .and_then(|function| parts.finish(function, decoder))
+                    .map_err(pci_error(name))?;
+                slot.insert(transport.function().clone(), board)?;
+                Attached::Pci(transport)
             }
             Transport::Mmio => Attached::Mmio(self.attach_mmio(name, device, board)?),
         };
@@ -154,13 +237,35 @@ impl<A: DmaView> VirtioDevices<A> {
         Ok(())
     }
 
-    /// On bus 0, or behind a port that is there.
-    fn attach_pci(
+    /// As [`attach`](Self::attach), with virtual functions of which `nics` are the other ends.
+    pub(super) fn attach_physical(
         &mut self,
         name: &str,
         device: Arc<dyn VirtioDevice<A>>,
+        nics: Vec<VirtualNic>,
         board: &Motherboard,
-    ) -> Result<PciTransport<A>, MachineError> {
+    ) -> Result<(), MachineError> {
+        if self.transport != Transport::PciPorts {
+            let name = name.to_owned();
+            return Err(AttachError::NoPort { name }.into());
+        }
+        let slot = self.slot(name, board)?;
+        let parts = self.parts(name, device, &slot, true, board)?;
+        let physical = sriov::physical_function(name, &parts, nics, self.views.clone(), board)
+            .map_err(|source| AttachError::Physical {
+                name: name.to_owned(),
+                source,
+            })?;
+        let transport = parts
+            .finish(physical.config().clone(), board.root.decoder())
+            .map_err(pci_error(name))?;
+        slot.insert(physical.clone(), board)?;
+        self.attached.push(Attached::Physical(transport, physical));
+        Ok(())
+    }
+
+    /// The next place on bus 0, or behind a port that is there.
+    fn slot(&self, name: &str, board: &Motherboard) -> Result<Slot, MachineError> {
         let number = u8::try_from(self.attached.len())
             .ok()
             .and_then(|attached| self.first.checked_add(attached))
@@ -169,40 +274,31 @@ impl<A: DmaView> VirtioDevices<A> {
                 name: name.to_owned(),
                 limit: usize::from(PCI_DEVICES - 1),
             })?;
-        let port = (self.transport == Transport::PciPorts)
-            .then(|| RootPort::new(&board.root, number))
-            .transpose()?;
-        let (bus, lines, slot, kind) = match &port {
-            Some(port) => (port.bus(), port.intx(), 0, PortType::Endpoint),
-            None => {
-                let root = &board.root;
-                (
-                    root.bus(),
-                    root.intx(),
-                    number,
-                    PortType::IntegratedEndpoint,
-                )
-            }
+        Ok(match self.transport {
+            Transport::PciPorts => Slot::Port(RootPort::new(&board.root, number)?),
+            _ => Slot::Root(number),
+        })
+    }
+
+    fn parts(
+        &self,
+        name: &str,
+        device: Arc<dyn VirtioDevice<A>>,
+        slot: &Slot,
+        sr_iov: bool,
+        board: &Motherboard,
+    ) -> Result<PciParts<A>, AttachError> {
+        let (pin, port) = match slot {
+            Slot::Root(number) => (
+                board.root.intx().pin(*number, InterruptPin::A),
+                PortType::IntegratedEndpoint,
+            ),
+            Slot::Port(port) => (port.intx().pin(0, InterruptPin::A), PortType::Endpoint),
         };
-        let requester = RequesterId::new(0, RequesterId::devfn_of(number, 0));
-        let transport = PciTransport::new(
-            device,
-            (self.views.view)(requester),
-            board.controller.router(),
-            lines.pin(slot, InterruptPin::A),
-            board.root.decoder(),
-            PciOptions {
-                port: kind,
-                access_platform: self.views.translated,
-            },
-        )
-        .map_err(|source| AttachError::Pci {
-            name: name.to_owned(),
-            source: Box::new(source),
-        })?;
-        bus.insert(RequesterId::devfn_of(slot, 0), transport.function().clone())
-            .map_err(RootError::from)?;
-        Ok(transport)
+        let router = board.controller.router();
+        self.views
+            .parts(device, router, Some(pin), port, sr_iov)
+            .map_err(pci_error(name))
     }
 
     fn attach_mmio(
@@ -238,6 +334,12 @@ impl<A: DmaView> VirtioDevices<A> {
         for attached in &self.attached {
             match attached {
                 Attached::Pci(transport) => transport.pause(),
+                Attached::Physical(transport, physical) => {
+                    transport.pause();
+                    for (_, function) in physical.virtual_functions() {
+                        function.reset();
+                    }
+                }
                 Attached::Mmio(transport) => transport.pause(),
             }
         }

@@ -55,8 +55,10 @@ pub struct VtdOptions {
 /// Why a machine could not have an IOMMU.
 #[derive(Debug, thiserror::Error)]
 pub enum IommuError {
-    /// Only PCI functions on bus 0 have an identity that an IOMMU knows and that does not change.
-    #[error("with an IOMMU, virtio devices have to be PCI functions on bus 0 (`--transport pci`)")]
+    /// Only PCI functions have an identity that an IOMMU knows.
+    #[error(
+        "with an IOMMU, virtio devices have to be PCI functions (`--transport pci` or `pci-ports`)"
+    )]
     Transport,
     /// The unit's capabilities contradict each other.
     #[error("VT-d: {0}")]

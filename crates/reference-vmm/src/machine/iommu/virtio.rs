@@ -34,7 +34,8 @@ impl VirtioIommu {
     pub(in crate::machine) fn views(&self) -> Views<DmaView<Memory>> {
         let domains = Arc::clone(&self.domains);
         Views {
-            view: Box::new(move |requester| domains.view(requester)),
+            view: Arc::new(move |requester| domains.view(requester)),
+            renumber: DmaView::set_requester,
             translated: true,
         }
     }
@@ -50,11 +51,7 @@ impl VirtioIommu {
         let mut viot = Viot::new();
         let devfn = RequesterId::devfn_of(DEVICE, 0);
         let iommu = viot.virtio_pci(0, RequesterId::new(0, devfn))?;
-        viot.pci_range(
-            0,
-            (RequesterId::new(0, 0), RequesterId::new(0, u8::MAX)),
-            iommu,
-        )?;
+        viot.pci_range(0, (RequesterId(0), RequesterId(u16::MAX)), iommu)?;
         Ok(viot)
     }
 

@@ -69,7 +69,8 @@ impl Vtd {
     pub(in crate::machine) fn views(&self) -> Views<DmaView<Memory>> {
         let unit = Arc::clone(&self.unit);
         Views {
-            view: Box::new(move |requester| unit.view(requester)),
+            view: Arc::new(move |requester| unit.view(requester)),
+            renumber: DmaView::set_requester,
             translated: true,
         }
     }
