@@ -9,6 +9,7 @@ pub mod kernel;
 pub mod sriov;
 pub mod vfio;
 pub mod vhost;
+pub mod virtual_functions;
 
 use std::time::Duration;
 
@@ -45,6 +46,8 @@ enum Scenario {
     Sriov,
     /// Give a network card behind a real kernel's VT-d to a Debian guest, which drives it itself
     Vfio,
+    /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
+    VirtualFunctions,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -78,6 +81,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Vhost => run_vhost(),
         Scenario::Sriov => run_sriov(),
         Scenario::Vfio => run_vfio(),
+        Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -128,6 +132,12 @@ fn run_sriov() -> Result<()> {
 
 fn run_vfio() -> Result<()> {
     println!("{}", vfio::run(&Progress::new("vfio"))?);
+    Ok(())
+}
+
+fn run_virtual_functions() -> Result<()> {
+    let progress = Progress::new("virtual functions");
+    println!("{}", virtual_functions::run(&progress)?);
     Ok(())
 }
 

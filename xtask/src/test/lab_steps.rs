@@ -14,7 +14,7 @@ use super::{Outcome, Run, Session};
 use crate::lab::attempts::{ATTEMPTS, attempts};
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{sriov, vfio, vhost};
+use crate::lab::{sriov, vfio, vhost, virtual_functions};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -37,6 +37,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("vhost-user", vhost_user),
     ("sr-iov", sr_iov),
     ("assigned function", assigned_function),
+    ("virtual functions of ours", our_virtual_functions),
     ("boot, elf kernel, root ports, reboot", |session| {
         boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
     }),
@@ -128,6 +129,20 @@ fn assigned_function(session: &Session) -> Result<Outcome> {
             ..Counts::default()
         },
         note: transfer.to_string(),
+    })
+}
+
+fn our_virtual_functions(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let carried = virtual_functions::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: virtual_functions::CHECKS,
+            ..Counts::default()
+        },
+        note: carried.to_string(),
     })
 }
 

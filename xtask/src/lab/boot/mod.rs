@@ -363,7 +363,7 @@ fn shell(words: &[String]) -> String {
 }
 
 /// Builds a program for the guest: by `rustc` itself, since cargo would build all that xtask depends on for another target.
-fn program(lab: &Path, name: &str) -> Result<PathBuf> {
+pub fn program(lab: &Path, name: &str) -> Result<PathBuf> {
     let program = lab.join(name);
     let mut rustc = Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()));
     rustc
