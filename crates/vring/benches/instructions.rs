@@ -15,24 +15,24 @@ const TURNS: [u32; 2] = [100, 300];
 
 /// What is recorded for each of [`workload::CASES`]: split and packed, the device's side.
 const DEVICE: [[f64; 2]; workload::CASES.len()] = [
-    [266.0, 331.1],
-    [191.0, 223.2],
-    [186.3, 216.9],
-    [474.0, 603.6],
-    [560.0, 589.2],
-    [1230.0, 1641.2],
-    [1256.0, 1225.2],
+    [274.0, 334.1],
+    [198.1, 227.1],
+    [193.3, 220.9],
+    [481.1, 607.5],
+    [563.1, 587.1],
+    [1237.1, 1645.1],
+    [1259.1, 1211.1],
 ];
 
 /// Both sides, buffers of one descriptor in batches of 16, and what is recorded.
 const BOTH: [(&str, Features, f64); 4] = [
-    ("split", Features::empty(), 505.6),
-    ("packed", Features::RING_PACKED, 578.8),
-    ("split, in order", Features::IN_ORDER, 579.0),
+    ("split", Features::empty(), 511.8),
+    ("packed", Features::RING_PACKED, 583.8),
+    ("split, in order", Features::IN_ORDER, 517.3),
     (
         "packed, in order",
         Features::RING_PACKED.union(Features::IN_ORDER),
-        685.5,
+        626.4,
     ),
 ];
 const BOTH_BATCH: u16 = 16;

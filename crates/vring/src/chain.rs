@@ -4,7 +4,7 @@ use vm_memory::{GuestAddressSpace, Permissions};
 
 use crate::cursor::{Reader, Writer};
 use crate::error::Rule;
-use crate::mapping::{Anchor, Appender, Regions, Room, Segments, Table};
+use crate::mapping::{Anchor, Appender, Regions, Room, Segments, Slice, Table};
 use crate::spec::MAX_CHAIN_BYTES;
 
 /// Pieces of memory a chain may lie in, where the queue is smaller than that. Only an IOMMU makes them more than the
@@ -50,6 +50,20 @@ impl<H: Anchor> Chain<H> {
     #[inline]
     pub fn writable_len(&self) -> u64 {
         self.0.about().writable_len
+    }
+
+    /// The bytes the device may read, as slices of guest memory: for what takes all of them at once. A [`reader`](Self::reader) takes
+    /// them by and by.
+    #[inline(always)]
+    pub fn readable(&self) -> impl Iterator<Item = Slice<'_, H::Memory>> {
+        self.0.slices(0..self.0.about().readable)
+    }
+
+    /// The bytes the device may write, as slices of guest memory: for what counts itself how many it writes. A
+    /// [`writer`](Self::writer) does that.
+    #[inline(always)]
+    pub fn writable(&self) -> impl Iterator<Item = Slice<'_, H::Memory>> {
+        self.0.slices(self.0.about().readable..self.0.len())
     }
 
     /// A cursor over the bytes the device may read, at the first.

@@ -5,7 +5,7 @@
 //! and is lent again with the lifetime of that pair.
 
 use std::mem::{ManuallyDrop, transmute_copy};
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -280,6 +280,13 @@ impl<H: Anchor, T> Segments<H, T> {
             .list
             .get(index)
             .map(|slice| unsafe { slice.lend() })
+    }
+
+    #[inline(always)]
+    pub(crate) fn slices(&self, range: Range<usize>) -> impl Iterator<Item = Slice<'_, H::Memory>> {
+        let list = self.room.list.get(range).unwrap_or_default();
+        // SAFETY: as in `get`.
+        list.iter().map(|slice| unsafe { slice.lend() })
     }
 
     /// Gives the room back.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
 use zerocopy::transmute;
 
-use super::in_order::InOrder;
+use super::in_order::{InOrder, Pushed};
 use super::resumed::Resumed;
 use super::{Format, StartError};
 use crate::chain::{Builder, Chain, ChainRoom};
@@ -112,6 +112,8 @@ pub(super) struct Packed<M: GuestMemory> {
     plain: bool,
     /// With `IN_ORDER`.
     order: Option<Box<InOrder>>,
+    /// The used descriptor that is left out if another follows: its position, ID and length.
+    silent: Option<(Position, u16, u32)>,
     /// Chains popped so far.
     popped: u64,
     resumed: Resumed,
@@ -215,18 +217,15 @@ impl<M: GuestMemory> Packed<M> {
             first,
             last,
         };
-        if !self.plain {
-            self.follow(id, first, slots);
+        if !self.plain && self.tracker.is_some() {
+            self.track(first, slots);
         }
         Ok(())
     }
 
     /// A chain was popped for the first time.
     #[inline(never)]
-    fn follow(&mut self, id: u16, first: u16, slots: u16) {
-        if let Some(order) = &mut self.order {
-            order.begin(id);
-        }
+    fn track(&mut self, first: u16, slots: u16) {
         if let Some(mut tracker) = self.tracker.take() {
             let chain = self
                 .copied(first, slots)
@@ -423,9 +422,62 @@ impl<M: GuestMemory> Packed<M> {
         }
     }
 
-    /// Ends a chain in flight and returns its number of descriptors.
+    /// Ends a chain, if those popped before it are ended, and those that have waited for it.
     #[inline(always)]
-    fn end(&mut self, id: u16) -> u16 {
+    fn end_in_turn<A: GuestAddressSpace>(
+        &mut self,
+        ring: &PackedRing<A>,
+        when: u64,
+        id: u16,
+        (written, writable): (u32, u64),
+    ) -> Result<(), Error> {
+        let mut chain = Pushed {
+            head: id,
+            written,
+            silent: false,
+        };
+        if let Some(order) = &mut self.order {
+            // DPDK's driver looks for the descriptor of every chain that it wants the length of.
+            chain.silent = writable == 0;
+            if !order.passes(when, chain)? {
+                return Ok(());
+            }
+        }
+        self.end(ring, chain);
+        while let Some(chain) = self.order.as_mut().and_then(|order| order.next()) {
+            self.end(ring, chain);
+        }
+        Ok(())
+    }
+
+    /// Ends a chain. Used descriptors of chains that are `silent` are left out but for that of the last, which is in the slot of the
+    /// first (§2.8.9).
+    #[inline(always)]
+    fn end<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>, chain: Pushed) {
+        let Pushed {
+            head: id,
+            written,
+            silent,
+        } = chain;
+        if self.tracker.is_some() {
+            return self.end_tracked(ring, id, written);
+        }
+        let slots = self.forget(id);
+        let at = self
+            .silent
+            .take()
+            .map_or(self.next_used, |(first, ..)| first);
+        self.next_used = self.next_used.step(slots, self.size);
+        if silent {
+            self.silent = Some((at, id, written));
+        } else {
+            self.write_used(ring, at, id, written);
+        }
+    }
+
+    /// Forgets a chain in flight and returns its number of descriptors.
+    #[inline(always)]
+    fn forget(&mut self, id: u16) -> u16 {
         let Some(chain) = self.in_flight.get_mut(usize::from(id)) else {
             return 0;
         };
@@ -441,31 +493,16 @@ impl<M: GuestMemory> Packed<M> {
         slots
     }
 
-    /// Writes what was pushed in order: a used descriptor for each run of chains, in the slot of the first (§2.8.9).
-    fn write_in_order<A: GuestAddressSpace>(&mut self, ring: &PackedRing<A>) {
-        while let Some(mut order) = self.order.take() {
-            let tracked = self.tracker.is_some();
-            let mut slots = 0;
-            let run = order.next_run(|id| slots += if tracked { 0 } else { self.end(id) });
-            self.order = Some(order);
-            match run {
-                Some((id, written)) if tracked => self.end_tracked(ring, id, written),
-                Some((id, written)) => self.write_used(ring, id, written, slots),
-                None => break,
-            }
-        }
-    }
-
-    /// Writes a used descriptor, which stands for `slots`.
+    /// Writes a used descriptor.
     #[inline(always)]
     fn write_used<A: GuestAddressSpace>(
         &mut self,
         ring: &PackedRing<A>,
+        at: Position,
         id: u16,
         written: u32,
-        slots: u16,
     ) {
-        let mut flags = self.next_used.used_marks();
+        let mut flags = at.used_marks();
         flags.set(DescriptorFlags::WRITE, written != 0);
         let used = Descriptor {
             addr: 0.into(),
@@ -474,14 +511,13 @@ impl<M: GuestMemory> Packed<M> {
             flags: flags.bits().into(),
         };
         let [_, word]: [u64; 2] = transmute!(used);
-        let offset = self.next_used.offset() + 8;
+        let offset = at.offset() + 8;
         if self.staged.is_none() {
             self.staged = Some((offset, word));
         } else {
             ring.desc
                 .store::<AtomicU64>(offset, word, Ordering::Relaxed);
         }
-        self.next_used = self.next_used.step(slots, self.size);
     }
 
     /// Ends a chain and lets the driver see it, step by step as the region wants it. One by one: of a batch that is cut short, later
@@ -493,12 +529,13 @@ impl<M: GuestMemory> Packed<M> {
             .copied()
             .unwrap_or_default();
         let free = self.free_copy;
-        let slots = self.end(id);
-        let next_used = self.next_used.step(slots, self.size).into();
+        let at = self.next_used;
+        let slots = self.forget(id);
+        self.next_used = at.step(slots, self.size);
         if let Some(tracker) = &self.tracker {
-            tracker.stage(first, last, free, next_used);
+            tracker.stage(first, last, free, self.next_used.into());
         }
-        self.write_used(ring, id, written, slots);
+        self.write_used(ring, at, id, written);
         self.publish_staged(ring);
         if let Some(tracker) = &self.tracker {
             tracker.publish(first, self.next_used.into());
@@ -533,6 +570,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             free_copy: 0,
             plain: !config.features.contains(Features::IN_ORDER),
             order: InOrder::new(config.features, size),
+            silent: None,
             popped: 0,
             resumed: Resumed::default(),
             tracker: None,
@@ -586,6 +624,7 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
             free_copy: _,
             plain: _,
             order: _,
+            silent: _,
             popped: _,
             resumed: _,
             tracker: _,
@@ -680,22 +719,18 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
                 writable,
             });
         }
-        if self
-            .in_flight
-            .get(usize::from(head))
-            .is_none_or(|chain| chain.when == 0)
-        {
-            return Err(Error::NotInFlight(head));
-        }
-        if self.plain {
-            let slots = self.end(head);
-            self.write_used(ring, head, written, slots);
-        } else if let Some(order) = &mut self.order {
-            // DPDK's driver looks for the descriptor of every chain that it wants the length of.
-            let silent = writable == 0 && self.tracker.is_none();
-            order.end(head, written, silent)?;
-        } else {
-            self.end_tracked(ring, head, written);
+        match self.in_flight.get(usize::from(head)) {
+            Some(chain) if chain.when != 0 => {
+                if self.plain {
+                    let slots = self.forget(head);
+                    self.write_used(ring, self.next_used, head, written);
+                    self.next_used = self.next_used.step(slots, self.size);
+                } else {
+                    let when = chain.when;
+                    self.end_in_turn(ring, when, head, (written, writable))?;
+                }
+            }
+            _ => return Err(Error::NotInFlight(head)),
         }
         self.rooms.push(chain.into_room());
         Ok(())
@@ -703,8 +738,9 @@ impl<A: GuestAddressSpace> Format<A> for Packed<A::M> {
 
     #[inline(always)]
     fn publish(&mut self, ring: &PackedRing<A>) {
-        if self.order.is_some() {
-            self.write_in_order(ring);
+        if let Some((at, id, written)) = self.silent {
+            self.silent = None;
+            self.write_used(ring, at, id, written);
         }
         self.publish_staged(ring);
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use vm_memory::{GuestAddressSpace, GuestMemory, Permissions};
 use zerocopy::transmute;
 
-use super::in_order::InOrder;
+use super::in_order::{InOrder, Pushed};
 use super::resumed::Resumed;
 use super::{Format, StartError};
 use crate::chain::{Builder, Chain, ChainRoom};
@@ -66,6 +66,8 @@ pub(super) struct Split<M: GuestMemory> {
     plain: bool,
     /// With `IN_ORDER`.
     order: Option<Box<InOrder>>,
+    /// The used entry that is left out if another follows: its index, head and length.
+    silent: Option<(u16, u16, u32)>,
     /// Chains popped so far.
     popped: u64,
     resumed: Resumed,
@@ -101,9 +103,6 @@ impl<M: GuestMemory> Split<M> {
             }
             self.popped += 1;
             *slot = self.popped;
-            if let Some(order) = &mut self.order {
-                order.begin(head);
-            }
         }
         self.next_avail = *next_avail;
         self.avail_idx = *next_avail;
@@ -157,21 +156,10 @@ impl<M: GuestMemory> Split<M> {
         self.popped += 1;
         *when = self.popped;
         self.next_avail = self.next_avail.wrapping_add(1);
-        if !self.plain {
-            self.follow(head);
-        }
-        Ok(head)
-    }
-
-    /// A chain was popped for the first time.
-    #[inline(never)]
-    fn follow(&mut self, head: u16) {
-        if let Some(order) = &mut self.order {
-            order.begin(head);
-        }
         if let Some(tracker) = &mut self.tracker {
             tracker.begin(head);
         }
+        Ok(head)
     }
 
     #[inline(never)]
@@ -231,48 +219,75 @@ impl<M: GuestMemory> Split<M> {
         }
     }
 
-    /// Writes what was pushed in order: an entry for each run of chains, in the slot of the first (§2.7.9).
-    fn write_in_order<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>) {
-        let Self {
-            order: Some(order),
-            in_flight,
-            tracker,
-            ..
-        } = self
-        else {
-            return;
+    /// Ends a chain, if those popped before it are ended, and those that have waited for it.
+    #[inline(always)]
+    fn end_in_turn<A: GuestAddressSpace>(
+        &mut self,
+        ring: &SplitRing<A>,
+        when: u64,
+        head: u16,
+        (written, writable): (u32, u64),
+    ) -> Result<(), Error> {
+        let mut chain = Pushed {
+            head,
+            written,
+            silent: false,
         };
-        let mut count = 0;
-        let run = order.next_run(|head| {
-            count += 1;
-            if let Some(when) = in_flight.get_mut(usize::from(head)) {
-                *when = 0;
+        if let Some(order) = &mut self.order {
+            // DPDK's driver looks for the entry of every chain that it wants the length of.
+            chain.silent = writable == 0;
+            if !order.passes(when, chain)? {
+                return Ok(());
             }
-            if let Some(tracker) = tracker {
-                tracker.stage(head);
-            }
-        });
-        if let Some((head, written)) = run {
-            self.write_used(ring, head, written, count);
-            self.write_in_order(ring);
+        }
+        self.end(ring, chain);
+        while let Some(chain) = self.order.as_mut().and_then(|order| order.next()) {
+            self.end(ring, chain);
+        }
+        Ok(())
+    }
+
+    /// Ends a chain. Entries of chains that are `silent` are left out but for that of the last, which is in the slot of the first
+    /// (§2.7.9).
+    #[inline(always)]
+    fn end<A: GuestAddressSpace>(&mut self, ring: &SplitRing<A>, chain: Pushed) {
+        let Pushed {
+            head,
+            written,
+            silent,
+        } = chain;
+        if let Some(tracker) = &mut self.tracker {
+            tracker.stage(head);
+        }
+        if let Some(when) = self.in_flight.get_mut(usize::from(head)) {
+            *when = 0;
+        }
+        let index = self
+            .silent
+            .take()
+            .map_or(self.next_used, |(first, ..)| first);
+        self.next_used = self.next_used.wrapping_add(1);
+        if silent {
+            self.silent = Some((index, head, written));
+        } else {
+            self.write_used(ring, index, head, written);
         }
     }
 
-    /// Writes an entry of the used ring, which stands for `count` chains.
+    /// Writes an entry of the used ring.
     #[inline(always)]
     fn write_used<A: GuestAddressSpace>(
-        &mut self,
+        &self,
         ring: &SplitRing<A>,
+        index: u16,
         head: u16,
         written: u32,
-        count: u16,
     ) {
-        let offset = split::used_slot(self.slot(self.next_used));
+        let offset = split::used_slot(self.slot(index));
         ring.used
             .store::<AtomicU32>(offset, u32::from(head).to_le(), Ordering::Relaxed);
         ring.used
             .store::<AtomicU32>(offset + 4, written.to_le(), Ordering::Relaxed);
-        self.next_used = self.next_used.wrapping_add(count);
     }
 }
 
@@ -296,6 +311,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             in_flight: vec![0; usize::from(size)].into(),
             plain: !config.features.contains(Features::IN_ORDER),
             order: InOrder::new(config.features, size),
+            silent: None,
             popped: 0,
             resumed: Resumed::default(),
             tracker: None,
@@ -338,6 +354,7 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
             published: _,
             plain: _,
             order: _,
+            silent: _,
             popped: _,
             resumed: _,
             tracker: _,
@@ -433,19 +450,13 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
         }
         match self.in_flight.get_mut(usize::from(head)) {
             Some(when) if *when != 0 => {
-                // DPDK's driver looks for the entry of every chain that it wants the length of.
-                if !self.plain
-                    && let Some(order) = &mut self.order
-                {
-                    order.end(head, written, writable == 0)?;
-                } else {
+                if self.plain {
                     *when = 0;
-                    if !self.plain
-                        && let Some(tracker) = &mut self.tracker
-                    {
-                        tracker.stage(head);
-                    }
-                    self.write_used(ring, head, written, 1);
+                    self.write_used(ring, self.next_used, head, written);
+                    self.next_used = self.next_used.wrapping_add(1);
+                } else {
+                    let when = *when;
+                    self.end_in_turn(ring, when, head, (written, writable))?;
                 }
             }
             _ => return Err(Error::NotInFlight(head)),
@@ -456,8 +467,9 @@ impl<A: GuestAddressSpace> Format<A> for Split<A::M> {
 
     #[inline(always)]
     fn publish(&mut self, ring: &SplitRing<A>) {
-        if self.order.is_some() {
-            self.write_in_order(ring);
+        if let Some((index, head, written)) = self.silent {
+            self.silent = None;
+            self.write_used(ring, index, head, written);
         }
         let new = self.next_used.wrapping_sub(self.published);
         self.unsignalled = self.unsignalled.saturating_add(u32::from(new));
