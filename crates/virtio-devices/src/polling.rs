@@ -6,12 +6,17 @@ pub(crate) struct Polling {
     most: u32,
     /// As many as are taken next: few where the last ones found nothing.
     next: u32,
+    left: u32,
 }
 
 impl Polling {
     /// Of at most `most` looks at a time.
     pub(crate) fn new(most: u32) -> Self {
-        Self { most, next: most }
+        Self {
+            most,
+            next: most,
+            left: most,
+        }
     }
 
     /// Tells whether `found` came true in time.
@@ -22,15 +27,38 @@ impl Polling {
         &mut self,
         mut found: impl FnMut() -> Result<bool, E>,
     ) -> Result<bool, E> {
-        for _ in 0..self.next {
+        while !self.is_over() {
             if found()? {
-                self.next = self.most;
+                self.found();
                 return Ok(true);
             }
-            std::hint::spin_loop();
+            self.missed();
         }
-        self.next = (self.next / 2).max(self.most / 16);
+        self.give_up();
         Ok(false)
+    }
+
+    /// Whether it is time to sleep.
+    pub(crate) fn is_over(&self) -> bool {
+        self.left == 0
+    }
+
+    /// A look found work.
+    pub(crate) fn found(&mut self) {
+        self.next = self.most;
+        self.left = self.most;
+    }
+
+    /// A look found nothing.
+    pub(crate) fn missed(&mut self) {
+        self.left = self.left.saturating_sub(1);
+        std::hint::spin_loop();
+    }
+
+    /// The queue sleeps.
+    pub(crate) fn give_up(&mut self) {
+        self.next = (self.next / 2).max(self.most / 16);
+        self.left = self.next;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Serving queues on worker loops: what the network, console and entropy devices have in common.
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -11,13 +12,10 @@ use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, s
 
 use crate::dma::DmaView;
 use crate::polling::Polling;
-use crate::worker::Worker;
+use crate::worker::{Poll, Worker};
 
 /// `VIRTIO_F_ACCESS_PLATFORM` (Virtio 1.3, §6): the ring lies behind an IOMMU, whose invalidations wait for mappings.
 const ACCESS_PLATFORM: u64 = 1 << 33;
-
-/// How often a queue is served before others have their turn, where polling finds more.
-const TURNS_TOGETHER: usize = 8;
 
 /// What a service needs to go on. It is served again when a device [nudges](ServedQueues::nudge) it in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +37,19 @@ pub(crate) trait Service<M: DmaView>: Send + 'static {
         None
     }
 
+    /// Whether the source has something, as far as is known without asking the operating system.
+    fn poll_source(&mut self) -> bool {
+        false
+    }
+
+    /// Has the source report what it has, before it is waited for.
+    ///
+    /// # Errors
+    /// It failed.
+    fn arm_source(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Works on the queue's buffers. `ready` tells that the source is why it is called.
     ///
     /// # Errors
@@ -50,7 +61,10 @@ pub(crate) trait Service<M: DmaView>: Send + 'static {
         ready: bool,
     ) -> Result<Wait, vring::Error>;
 
-    /// How often the ring is looked at for more before the queue sleeps, at most.
+    /// Whether it is worth while to poll the source.
+    const POLLS_SOURCE: bool = false;
+
+    /// How often the ring or the source is looked at for more before the queue sleeps, at most.
     const POLLS: u32 = 0;
 }
 
@@ -117,17 +131,21 @@ impl ServedQueues {
             }
             slot.kick = Some(Arc::clone(&kick));
         }
-        let task = worker.add(ServedQueue {
+        let unmap = features & ACCESS_PLATFORM != 0;
+        let polls = if unmap { 0 } else { S::POLLS };
+        let task = worker.add_polled(ServedQueue {
             queue,
             memory,
             service,
             kick,
             interrupt,
             events: self.events().cloned(),
-            unmap: features & ACCESS_PLATFORM != 0,
+            unmap,
             watched: None,
             always_ready: false,
-            polling: Polling::new(S::POLLS),
+            waits_for: Wait::Turn,
+            awake: false,
+            polling: Polling::new(polls),
             failed: false,
         });
         let mut slots = self.slots();
@@ -192,50 +210,110 @@ struct ServedQueue<M: DmaView, S> {
     watched: Option<Events>,
     /// The source is a file that cannot be watched, because it never blocks.
     always_ready: bool,
+    /// What it needs to go on.
+    waits_for: Wait,
+    /// It is polled. Kicks are not needed then.
+    awake: bool,
     polling: Polling,
     /// The driver broke the queue.
     failed: bool,
 }
 
+/// Why a queue cannot be served any more.
+struct Failed;
+
+impl From<vring::Error> for Failed {
+    fn from(_: vring::Error) -> Self {
+        Self
+    }
+}
+
 impl<M: DmaView, S: Service<M>> ServedQueue<M, S> {
-    fn turn(&mut self, ready: bool) -> Result<Wait, vring::Error> {
-        // Kicks are not needed while the queue is served.
-        self.queue.disable_kicks()?;
-        for _ in 0..TURNS_TOGETHER {
-            let wait = {
-                let memory = self.memory.memory();
-                self.service.serve(&mut self.queue, &memory, ready)
-            };
-            if self.queue.needs_interrupt()? {
-                self.interrupt.trigger();
-            }
-            match wait? {
-                Wait::Buffers if self.polling.until(|| self.queue.has_new())? => {}
-                Wait::Buffers if self.queue.enable_kicks()? => return Ok(Wait::Turn),
-                wait => return Ok(wait),
-            }
+    /// Serves the queue if there may be something to do, as there is if it was `woken`, and has it sleep if that has not been so for a
+    /// while. Polling is cheaper than to sleep and be kicked if the driver or the source is about to have more; the while is short
+    /// where that has not been so.
+    fn step(&mut self, woken: bool, ready: bool, ops: &mut EventOps<'_>) -> Result<(), Failed> {
+        if !self.awake {
+            self.awake = true;
+            self.queue.disable_kicks()?;
         }
-        Ok(Wait::Turn)
+        if woken {
+            self.serve(ready)?;
+        } else if self.poll()? {
+            self.polling.found();
+            self.serve(ready)?;
+        } else {
+            self.polling.missed();
+        }
+        let polled = match self.waits_for {
+            Wait::Turn => return Ok(()),
+            Wait::Buffers => true,
+            Wait::Source => S::POLLS_SOURCE,
+            Wait::Nudge => false,
+        };
+        if polled && !self.polling.is_over() {
+            Ok(())
+        } else {
+            self.sleep(ops)
+        }
     }
 
-    fn run(&mut self, ready: bool, ops: &mut EventOps<'_>) {
+    /// Whether there is what it waits for.
+    fn poll(&mut self) -> Result<bool, Failed> {
+        Ok(match self.waits_for {
+            Wait::Turn => true,
+            Wait::Buffers => self.queue.has_new()?,
+            Wait::Source => self.service.poll_source(),
+            Wait::Nudge => false,
+        })
+    }
+
+    fn serve(&mut self, ready: bool) -> Result<(), Failed> {
+        let wait = {
+            let memory = self.memory.memory();
+            self.service.serve(&mut self.queue, &memory, ready)
+        };
+        if self.queue.needs_interrupt()? {
+            self.interrupt.trigger();
+        }
+        self.waits_for = wait?;
+        Ok(())
+    }
+
+    /// Leaves it to events to wake the queue up, unless there is something to do.
+    fn sleep(&mut self, ops: &mut EventOps<'_>) -> Result<(), Failed> {
+        match self.waits_for {
+            Wait::Source => {
+                self.service.arm_source().map_err(|_| Failed)?;
+                self.awake = !self.watch(ops)?;
+            }
+            Wait::Buffers => {
+                self.unwatch(ops)?;
+                self.awake = self.queue.enable_kicks()?;
+            }
+            Wait::Turn | Wait::Nudge => {
+                self.unwatch(ops)?;
+                self.awake = false;
+            }
+        }
+        if self.awake {
+            self.waits_for = Wait::Turn;
+            self.queue.disable_kicks()?;
+        } else {
+            self.polling.give_up();
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, woken: bool, ready: bool, ops: &mut EventOps<'_>) {
         if self.failed {
             return;
         }
-        let wait = self.turn(ready || self.always_ready);
+        let stepped = self.step(woken, ready || self.always_ready, ops);
         if self.unmap {
             self.queue.unmap();
         }
-        let watching = match wait {
-            Ok(Wait::Turn) => {
-                nudge(&self.kick);
-                return;
-            }
-            Ok(Wait::Source) => self.watch(ops),
-            Ok(Wait::Buffers | Wait::Nudge) => self.unwatch(ops),
-            Err(_) => Err(()),
-        };
-        if watching.is_err() {
+        if stepped.is_err() {
             let _ = self.unwatch(ops);
             self.fail();
         }
@@ -243,40 +321,57 @@ impl<M: DmaView, S: Service<M>> ServedQueue<M, S> {
 
     fn fail(&mut self) {
         self.failed = true;
+        self.awake = false;
         if let Some(events) = &self.events {
             events.needs_reset();
         }
     }
 
-    fn watch(&mut self, ops: &mut EventOps<'_>) -> Result<(), ()> {
+    /// Has the loop watch the source. Returns whether it can.
+    fn watch(&mut self, ops: &mut EventOps<'_>) -> Result<bool, Failed> {
         let wanted = self
             .service
             .source()
             .map(|(fd, events)| Events::new_raw(fd, events));
         if wanted == self.watched {
-            return Ok(());
+            return Ok(true);
         }
         self.unwatch(ops)?;
         let Some(source) = wanted else {
-            return Ok(());
+            return Ok(true);
         };
         match ops.add(source) {
-            Ok(()) => self.watched = Some(source),
+            Ok(()) => {
+                self.watched = Some(source);
+                Ok(true)
+            }
             Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EPERM => {
                 self.always_ready = true;
-                nudge(&self.kick);
+                Ok(false)
             }
-            Err(_) => return Err(()),
+            Err(_) => Err(Failed),
         }
-        Ok(())
     }
 
     /// Takes the source off the loop: with an empty set of events it would still report a hang-up, for ever.
-    fn unwatch(&mut self, ops: &mut EventOps<'_>) -> Result<(), ()> {
+    fn unwatch(&mut self, ops: &mut EventOps<'_>) -> Result<(), Failed> {
         match self.watched.take() {
-            Some(source) => ops.remove(source).map_err(|_| ()),
+            Some(source) => ops.remove(source).map_err(|_| Failed),
             None => Ok(()),
         }
+    }
+}
+
+impl<M, S> Poll for ServedQueue<M, S>
+where
+    M: DmaView,
+    S: Service<M>,
+{
+    fn poll(&mut self, ops: &mut EventOps<'_>) -> bool {
+        if self.awake {
+            self.run(false, false, ops);
+        }
+        self.awake
     }
 }
 
@@ -287,7 +382,7 @@ where
 {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         match ops.add(Events::new(&*self.kick, EventSet::IN)) {
-            Ok(()) => self.run(false, ops),
+            Ok(()) => self.run(true, false, ops),
             Err(_) => self.fail(),
         }
     }
@@ -298,6 +393,6 @@ where
             // Fails only if somebody else was faster; the queue is looked at anyway.
             let _ = self.kick.read();
         }
-        self.run(!kicked, ops);
+        self.run(true, !kicked, ops);
     }
 }

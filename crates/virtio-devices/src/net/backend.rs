@@ -9,26 +9,57 @@ use super::spec::Features;
 
 /// The host's end of one queue pair: takes the frames a driver sends and has those it is to receive.
 ///
-/// Every frame begins with a [`Header`](super::spec::Header). The file descriptor is readable, level-triggered, while
-/// [`receive`](Self::receive) has something to give. One thread sends and another receives.
+/// Every frame begins with a [`Header`](super::spec::Header). Frames go in bursts: what a burst needs once, such as a lock, is held by
+/// the [`FrameSender`] or [`FrameReceiver`] that it goes through. One thread sends and another receives.
 pub trait NetPort: AsRawFd + Send + Sync + 'static {
+    /// What a burst of frames is sent through.
+    type Sender<'p>: FrameSender;
+    /// What a burst of frames is received from.
+    type Receiver<'p>: FrameReceiver;
+
+    /// Begins a burst of the driver's frames. All of them are on their way when the sender is dropped.
+    fn sender(&self) -> Self::Sender<'_>;
+
+    /// Begins a burst of frames for the driver.
+    fn receiver(&self) -> Self::Receiver<'_>;
+
+    /// Whether it costs no system call to find that there is no frame, so that it may be asked often before its file descriptor is
+    /// waited for.
+    const POLLED: bool;
+
+    /// Has the file descriptor be readable, level-triggered, as soon and as long as there is a frame, until one is received. To be
+    /// called before it is waited for.
+    fn arm(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the host may hand frames to this port, because its queue pair is in use.
+    fn set_enabled(&self, enabled: bool) -> io::Result<()>;
+}
+
+/// Sends a burst of frames.
+pub trait FrameSender {
     /// Sends one frame, whose bytes are those of all slices in turn. A slice is guest memory: it may change at any time.
     ///
     /// # Errors
     /// The frame was not sent. The device counts it as dropped.
     fn send<'a, B: BitmapSlice>(
-        &self,
+        &mut self,
         frame: impl Iterator<Item = VolatileSlice<'a, B>>,
     ) -> io::Result<()>;
+}
 
-    /// Takes the next frame and returns its length in bytes. What does not fit into `frame` is lost.
+/// Receives a burst of frames.
+pub trait FrameReceiver {
+    /// The next frame, in the host's memory, where the driver cannot change it. It is the next one until it is
+    /// [taken](Self::take), also for later bursts. The device completes its header.
     ///
     /// # Errors
     /// [`WouldBlock`](io::ErrorKind::WouldBlock) if there is none.
-    fn receive(&self, frame: &mut [u8]) -> io::Result<usize>;
+    fn peek(&mut self) -> io::Result<&mut [u8]>;
 
-    /// Whether the host may hand frames to this port, because its queue pair is in use.
-    fn set_enabled(&self, enabled: bool) -> io::Result<()>;
+    /// Goes on to the frame after the next one.
+    fn take(&mut self);
 }
 
 /// A host network interface with one [`NetPort`] a queue pair.

@@ -3,13 +3,13 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::backend::{NetBackend, NetPort};
+use super::backend::{FrameReceiver, FrameSender, NetBackend, NetPort};
 use super::spec::Features;
 
 /// Frames on their way in one direction of a queue pair; further ones are dropped, as a network does.
@@ -30,27 +30,106 @@ pub struct CablePort {
     back: Arc<Lane>,
 }
 
-/// One direction.
+/// One direction. Frames travel in batches, so that the two ends meet once a burst.
 #[derive(Debug)]
 struct Lane {
-    /// Readable while there is a frame.
+    /// Readable if there came a frame since it was armed.
     readable: EventFd,
-    frames: Mutex<Frames>,
+    batches: Mutex<Batches>,
+    /// What is received from now.
+    receiving: Mutex<Received>,
 }
 
 #[derive(Debug, Default)]
-struct Frames {
-    queue: VecDeque<Vec<u8>>,
-    /// Emptied frames, whose memory is used again.
-    spare: Vec<Vec<u8>>,
+struct Batches {
+    queue: VecDeque<Batch>,
+    /// Frames in `queue`.
+    frames: usize,
+    /// Emptied batches, whose memory is used again.
+    spare: Vec<Batch>,
+    /// The receiver waits for `readable`.
+    armed: bool,
+    /// It is readable.
+    signalled: bool,
+}
+
+/// Frames, one after the other.
+#[derive(Debug, Default)]
+struct Batch {
+    /// Their bytes, and old ones after them.
+    bytes: Vec<u8>,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+/// A batch of which some frames were received.
+#[derive(Debug, Default)]
+struct Received {
+    batch: Batch,
+    /// How many, and where they end.
+    frames: usize,
+    start: usize,
 }
 
 impl Lane {
     fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             readable: EventFd::new(EFD_NONBLOCK)?,
-            frames: Mutex::default(),
+            batches: Mutex::default(),
+            receiving: Mutex::default(),
         }))
+    }
+
+    fn batches(&self) -> MutexGuard<'_, Batches> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the receiver up, if it waits.
+    fn signal(&self, batches: &mut Batches) -> io::Result<()> {
+        if batches.armed && !batches.signalled {
+            self.readable.write(1)?;
+            batches.signalled = true;
+        }
+        batches.armed = false;
+        Ok(())
+    }
+
+    /// Takes the oldest batch in the place of one that is used up.
+    fn exchange(&self, old: &mut Received) -> io::Result<()> {
+        let mut batches = self.batches();
+        if batches.signalled {
+            self.readable.read()?;
+            batches.signalled = false;
+        }
+        let batch = batches.queue.pop_front().ok_or(io::ErrorKind::WouldBlock)?;
+        batches.frames -= batch.ends.len();
+        let Received { batch: mut old, .. } = std::mem::replace(
+            old,
+            Received {
+                batch,
+                ..Received::default()
+            },
+        );
+        old.ends.clear();
+        batches.spare.push(old);
+        Ok(())
+    }
+}
+
+impl Batch {
+    fn append<'a, B: BitmapSlice>(&mut self, frame: impl Iterator<Item = VolatileSlice<'a, B>>) {
+        let mut end = self.ends.last().copied().unwrap_or_default();
+        for slice in frame {
+            let start = end;
+            end = start.saturating_add(slice.len());
+            if end > self.bytes.len() {
+                self.bytes.resize(end, 0);
+            }
+            if let Some(bytes) = self.bytes.get_mut(start..end) {
+                slice.copy_to(bytes);
+            }
+        }
+        self.ends.push(end);
     }
 }
 
@@ -109,50 +188,111 @@ impl NetBackend for Cable {
 }
 
 impl NetPort for CablePort {
-    fn send<'a, B: BitmapSlice>(
-        &self,
-        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
-    ) -> io::Result<()> {
-        let lane = &self.out;
-        let mut frames = lane.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        if frames.queue.len() == CABLE_FRAMES {
-            return Err(io::ErrorKind::WouldBlock.into());
+    type Sender<'p> = CableSender<'p>;
+    type Receiver<'p> = CableReceiver<'p>;
+    const POLLED: bool = true;
+
+    fn sender(&self) -> CableSender<'_> {
+        let mut batches = self.out.batches();
+        CableSender {
+            lane: &self.out,
+            room: CABLE_FRAMES.saturating_sub(batches.frames),
+            batch: batches.spare.pop().unwrap_or_default(),
         }
-        let mut bytes = frames.spare.pop().unwrap_or_default();
-        bytes.clear();
-        for slice in frame {
-            let start = bytes.len();
-            bytes.resize(start.saturating_add(slice.len()), 0);
-            if let Some(end) = bytes.get_mut(start..) {
-                slice.copy_to(end);
-            }
-        }
-        frames.queue.push_back(bytes);
-        if frames.queue.len() == 1 {
-            lane.readable.write(1)?;
-        }
-        Ok(())
     }
 
-    fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
-        let lane = &self.back;
-        let mut frames = lane.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(next) = frames.queue.pop_front() else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        if frames.queue.is_empty() {
-            lane.readable.read()?;
+    fn receiver(&self) -> CableReceiver<'_> {
+        let receiving = self.back.receiving.lock();
+        CableReceiver {
+            lane: &self.back,
+            received: receiving.unwrap_or_else(PoisonError::into_inner),
         }
-        let len = next.len().min(frame.len());
-        for (to, from) in frame.iter_mut().zip(&next) {
-            *to = *from;
+    }
+
+    fn arm(&self) -> io::Result<()> {
+        let mut batches = self.back.batches();
+        batches.armed = true;
+        if batches.queue.is_empty() {
+            Ok(())
+        } else {
+            self.back.signal(&mut batches)
         }
-        frames.spare.push(next);
-        Ok(len)
     }
 
     fn set_enabled(&self, _: bool) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Sends into a [`Cable`].
+#[derive(Debug)]
+pub struct CableSender<'p> {
+    lane: &'p Lane,
+    /// Frames it may hold.
+    room: usize,
+    batch: Batch,
+}
+
+impl FrameSender for CableSender<'_> {
+    fn send<'a, B: BitmapSlice>(
+        &mut self,
+        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
+    ) -> io::Result<()> {
+        if self.batch.ends.len() >= self.room {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.batch.append(frame);
+        Ok(())
+    }
+}
+
+impl Drop for CableSender<'_> {
+    fn drop(&mut self) {
+        let batch = std::mem::take(&mut self.batch);
+        let mut batches = self.lane.batches();
+        if batch.ends.is_empty() {
+            batches.spare.push(batch);
+            return;
+        }
+        batches.frames += batch.ends.len();
+        batches.queue.push_back(batch);
+        // Fails only if the counter is full, and then the descriptor is readable.
+        let _ = self.lane.signal(&mut batches);
+    }
+}
+
+/// Receives from a [`Cable`].
+#[derive(Debug)]
+pub struct CableReceiver<'p> {
+    lane: &'p Lane,
+    received: MutexGuard<'p, Received>,
+}
+
+impl FrameReceiver for CableReceiver<'_> {
+    fn peek(&mut self) -> io::Result<&mut [u8]> {
+        let received = &mut *self.received;
+        if received.frames == received.batch.ends.len() {
+            self.lane.exchange(received)?;
+        }
+        let Received {
+            batch,
+            frames,
+            start,
+        } = received;
+        let end = batch.ends.get(*frames).copied().unwrap_or_default();
+        Ok(batch.bytes.get_mut(*start..end).unwrap_or_default())
+    }
+
+    fn take(&mut self) {
+        let Received {
+            batch,
+            frames,
+            start,
+        } = &mut *self.received;
+        if let Some(end) = batch.ends.get(*frames) {
+            *start = *end;
+            *frames += 1;
+        }
     }
 }
 

@@ -290,7 +290,11 @@ where
                     queues.start(
                         index,
                         worker,
-                        Receive::new(shared, port, features),
+                        Receive {
+                            shared,
+                            port,
+                            features,
+                        },
                         resources,
                         state,
                     )

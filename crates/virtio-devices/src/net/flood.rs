@@ -2,13 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::backend::{NetBackend, NetPort};
+use super::backend::{FrameReceiver, FrameSender, NetBackend, NetPort};
 use super::spec::{Features, HEADER, MAX_FRAME};
 
 /// A network that always has another frame of 60 bytes (64 with the checksum that no virtio device sees), and takes all that are sent.
@@ -22,7 +22,7 @@ pub struct FloodNet {
 pub struct FloodPort {
     /// Always readable.
     readable: EventFd,
-    frame: [u8; HEADER + FRAME],
+    frame: Mutex<[u8; HEADER + FRAME]>,
     /// Where frames are copied to, as any network would have to.
     sink: Mutex<Box<[u8]>>,
 }
@@ -49,7 +49,7 @@ impl FloodNet {
             readable.write(1)?;
             Ok(Arc::new(FloodPort {
                 readable,
-                frame,
+                frame: Mutex::new(frame),
                 sink: Mutex::new(vec![0; HEADER + MAX_FRAME].into()),
             }))
         };
@@ -77,31 +77,52 @@ impl NetBackend for FloodNet {
     }
 }
 
+/// Sends to a [`FloodNet`].
+#[derive(Debug)]
+pub struct FloodSender<'p>(MutexGuard<'p, Box<[u8]>>);
+
+/// Receives from a [`FloodNet`].
+#[derive(Debug)]
+pub struct FloodReceiver<'p>(MutexGuard<'p, [u8; HEADER + FRAME]>);
+
 impl NetPort for FloodPort {
+    type Sender<'p> = FloodSender<'p>;
+    type Receiver<'p> = FloodReceiver<'p>;
+    const POLLED: bool = true;
+
+    fn sender(&self) -> FloodSender<'_> {
+        FloodSender(self.sink.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn receiver(&self) -> FloodReceiver<'_> {
+        FloodReceiver(self.frame.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_enabled(&self, _: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl FrameSender for FloodSender<'_> {
     fn send<'a, B: BitmapSlice>(
-        &self,
+        &mut self,
         frame: impl Iterator<Item = VolatileSlice<'a, B>>,
     ) -> io::Result<()> {
-        let mut sink = self.sink.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rest = &mut sink[..];
+        let mut rest = &mut self.0[..];
         for slice in frame {
             let copied = slice.copy_to(rest);
             rest = rest.get_mut(copied..).unwrap_or_default();
         }
         Ok(())
     }
+}
 
-    fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
-        let len = self.frame.len().min(frame.len());
-        for (to, from) in frame.iter_mut().zip(&self.frame) {
-            *to = *from;
-        }
-        Ok(len)
+impl FrameReceiver for FloodReceiver<'_> {
+    fn peek(&mut self) -> io::Result<&mut [u8]> {
+        Ok(&mut self.0[..])
     }
 
-    fn set_enabled(&self, _: bool) -> io::Result<()> {
-        Ok(())
-    }
+    fn take(&mut self) {}
 }
 
 impl AsRawFd for FloodPort {

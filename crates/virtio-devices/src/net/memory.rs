@@ -1,5 +1,5 @@
 use std::collections::VecDeque;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +7,7 @@ use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::backend::{NetBackend, NetPort};
+use super::backend::{FrameReceiver, FrameSender, NetBackend, NetPort};
 use super::spec::Features;
 
 /// Frames one direction of a [`MemoryPort`] holds; further ones are dropped, as a network does.
@@ -32,6 +32,8 @@ pub struct MemoryPort {
 #[derive(Debug)]
 struct State {
     to_driver: VecDeque<Vec<u8>>,
+    /// The frame that the device works on.
+    next: Option<Vec<u8>>,
     from_driver: VecDeque<Vec<u8>>,
     enabled: bool,
 }
@@ -47,6 +49,7 @@ impl MemoryNet {
                 readable: EventFd::new(EFD_NONBLOCK)?,
                 state: Mutex::new(State {
                     to_driver: VecDeque::new(),
+                    next: None,
                     from_driver: VecDeque::new(),
                     enabled: true,
                 }),
@@ -86,7 +89,7 @@ impl MemoryPort {
         self.state().from_driver.pop_front()
     }
 
-    /// How many frames the driver has not received yet.
+    /// How many frames the device has not looked at yet.
     pub fn pending(&self) -> usize {
         self.state().to_driver.len()
     }
@@ -122,8 +125,30 @@ impl NetBackend for MemoryNet {
 }
 
 impl NetPort for MemoryPort {
+    type Sender<'p> = &'p Self;
+    type Receiver<'p> = MemoryReceiver<'p>;
+    const POLLED: bool = true;
+
+    fn sender(&self) -> &Self {
+        self
+    }
+
+    fn receiver(&self) -> MemoryReceiver<'_> {
+        MemoryReceiver {
+            readable: &self.readable,
+            state: self.state(),
+        }
+    }
+
+    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
+        self.state().enabled = enabled;
+        Ok(())
+    }
+}
+
+impl FrameSender for &MemoryPort {
     fn send<'a, B: BitmapSlice>(
-        &self,
+        &mut self,
         frame: impl Iterator<Item = VolatileSlice<'a, B>>,
     ) -> io::Result<()> {
         let mut bytes = Vec::new();
@@ -139,21 +164,34 @@ impl NetPort for MemoryPort {
         state.from_driver.push_back(bytes);
         Ok(())
     }
+}
 
-    fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
-        let mut state = self.state();
-        let Some(next) = state.to_driver.pop_front() else {
-            return Err(io::ErrorKind::WouldBlock.into());
-        };
-        if state.to_driver.is_empty() {
-            self.readable.read()?;
+/// Receives from a [`MemoryNet`].
+#[derive(Debug)]
+pub struct MemoryReceiver<'p> {
+    readable: &'p EventFd,
+    state: MutexGuard<'p, State>,
+}
+
+impl FrameReceiver for MemoryReceiver<'_> {
+    fn peek(&mut self) -> io::Result<&mut [u8]> {
+        let State {
+            next, to_driver, ..
+        } = &mut *self.state;
+        if next.is_none() {
+            *next = to_driver.pop_front();
+            if next.is_some() && to_driver.is_empty() {
+                self.readable.read()?;
+            }
         }
-        next.as_slice().read(frame)
+        match next {
+            Some(frame) => Ok(frame),
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        }
     }
 
-    fn set_enabled(&self, enabled: bool) -> io::Result<()> {
-        self.state().enabled = enabled;
-        Ok(())
+    fn take(&mut self) {
+        self.state.next = None;
     }
 }
 

@@ -7,10 +7,11 @@ use vring::{Chain, Queue};
 use zerocopy::FromBytes;
 
 use super::PUBLISHED_TOGETHER;
-use super::backend::{NetBackend, NetPort};
+use super::backend::{FrameReceiver, NetBackend, NetPort};
 use super::filter::RxFilter;
 use super::shared::Shared;
-use super::spec::{Features, HEADER, Header, MAX_FRAME};
+use super::spec::{Features, HEADER, Header};
+use super::statistics::NetStatistics;
 use crate::dma::DmaView;
 use crate::serve::{Service, Wait};
 
@@ -19,114 +20,102 @@ const BURST: usize = 256;
 
 /// A receive queue (§5.1.6.4).
 ///
-/// A frame is read into memory of the device first. So its addresses are looked at where the driver cannot change them, no buffer is
-/// taken before it is known how many are needed, and a frame that finds too few waits here while the host's queue fills.
+/// A frame is looked at where the driver cannot change it, and copied to the driver's buffers when there are enough. One that finds too
+/// few remains the port's next, while the host's queue fills.
 pub(super) struct Receive<B: NetBackend> {
-    shared: Arc<Shared<B>>,
-    port: Arc<B::Port>,
-    features: Features,
-    frame: Box<[u8]>,
-    /// Bytes of the frame that waits for buffers, 0 if none does.
-    pending: usize,
+    pub(super) shared: Arc<Shared<B>>,
+    pub(super) port: Arc<B::Port>,
+    pub(super) features: Features,
 }
 
 impl<B: NetBackend> Receive<B> {
-    pub(super) fn new(shared: Arc<Shared<B>>, port: Arc<B::Port>, features: Features) -> Self {
-        Self {
-            shared,
-            port,
-            features,
-            frame: vec![0; HEADER + MAX_FRAME].into(),
-            pending: 0,
-        }
-    }
-
-    /// Takes the next frame from the host, if the driver wants it.
-    fn fetch(&mut self, filter: &RxFilter) -> io::Result<()> {
-        let length = self.port.receive(&mut self.frame)?;
-        let wanted = self
-            .frame
-            .get(HEADER..length)
-            .is_some_and(|frame| filter.accepts(frame));
-        if wanted {
-            self.pending = length;
-        } else {
-            self.shared.counters.filtered();
-        }
-        Ok(())
-    }
-
-    /// Hands the pending frame to the driver. Returns whether it is done with, or has to wait for buffers.
-    fn deliver<'m, M: DmaView>(
-        &mut self,
+    fn burst<M: DmaView>(
+        &self,
         queue: &mut Queue<M>,
-        memory: &'m M::M,
-        chains: &mut Vec<Chain<&'m M::M>>,
-    ) -> Result<bool, vring::Error> {
-        let mergeable = self.features.contains(Features::MRG_RXBUF);
-        let limit = if mergeable { queue.size() } else { 1 };
-        let mut room = 0;
-        let mut buffers: u16 = 0;
-        let fits = loop {
-            if room >= self.pending as u64 {
-                break true;
-            }
-            if buffers == limit {
-                break false;
+        memory: &M::M,
+        filter: &RxFilter,
+        counted: &mut NetStatistics,
+    ) -> Result<Wait, vring::Error> {
+        let mut receiver = self.port.receiver();
+        for done in 1..=BURST {
+            let frame = match receiver.peek() {
+                Ok(frame) => frame,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Wait::Source),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                // The interface is gone, and would be reported as ready for ever.
+                Err(_) => return Ok(Wait::Nudge),
+            };
+            if !frame
+                .get(HEADER..)
+                .is_some_and(|frame| filter.accepts(frame))
+            {
+                counted.receive_filtered += 1;
+                receiver.take();
+                continue;
             }
             let Some(chain) = queue.pop(&memory)? else {
-                put_back(queue, chains)?;
-                return Ok(false);
+                return Ok(Wait::Buffers);
+            };
+            if chain.writable_len() >= frame.len() as u64 {
+                self.complete_header(frame, 1);
+                fill(queue, chain, frame)?;
+                counted.received += 1;
+            } else {
+                match self.deliver_merged(queue, memory, chain, frame)? {
+                    Some(true) => counted.received += 1,
+                    Some(false) => counted.receive_dropped += 1,
+                    None => return Ok(Wait::Buffers),
+                }
+            }
+            receiver.take();
+            if done % PUBLISHED_TOGETHER == 0 {
+                queue.publish()?;
+            }
+        }
+        Ok(Wait::Turn)
+    }
+
+    /// Delivers a frame to several chains, of which `first` is too small for it. Tells whether it fits into as many as there can be;
+    /// `None` if there are too few for now.
+    #[cold]
+    fn deliver_merged<'m, M: DmaView>(
+        &self,
+        queue: &mut Queue<M>,
+        memory: &'m M::M,
+        first: Chain<&'m M::M>,
+        frame: &mut [u8],
+    ) -> Result<Option<bool>, vring::Error> {
+        let mergeable = self.features.contains(Features::MRG_RXBUF);
+        let limit = if mergeable { queue.size() } else { 1 };
+        let mut room = first.writable_len();
+        let mut buffers = 1;
+        let mut chains = vec![first];
+        while room < frame.len() as u64 {
+            let next = if buffers < limit {
+                queue.pop(&memory)?
+            } else {
+                None
+            };
+            let Some(chain) = next else {
+                for chain in chains.into_iter().rev() {
+                    queue.put_back(chain)?;
+                }
+                return Ok((buffers == limit).then_some(false));
             };
             room += chain.writable_len();
             buffers += 1;
             chains.push(chain);
-        };
-        if fits {
-            self.set_header(buffers);
-            let mut rest = self.frame.get(..self.pending).unwrap_or_default();
-            for chain in chains.drain(..) {
-                let mut writer = chain.writer();
-                let length = writer.write(rest);
-                let written = writer.written();
-                rest = rest.get(length..).unwrap_or_default();
-                queue.stage(chain, written)?;
-            }
-        } else {
-            // It would not fit into all buffers there can be.
-            put_back(queue, chains)?;
         }
-        self.shared.counters.received(fits);
-        self.pending = 0;
-        Ok(true)
+        self.complete_header(frame, buffers);
+        let mut rest = &*frame;
+        for chain in chains {
+            rest = fill(queue, chain, rest)?;
+        }
+        Ok(Some(true))
     }
 
-    /// Receives a frame, or returns what for it has to wait.
-    fn receive<'m, M: DmaView>(
-        &mut self,
-        filter: &RxFilter,
-        queue: &mut Queue<M>,
-        memory: &'m M::M,
-        chains: &mut Vec<Chain<&'m M::M>>,
-    ) -> Result<Option<Wait>, vring::Error> {
-        if self.pending == 0 {
-            match self.fetch(filter) {
-                Ok(()) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Ok(Some(Wait::Source));
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                // The interface is gone, and would be reported as ready for ever.
-                Err(_) => return Ok(Some(Wait::Nudge)),
-            }
-        }
-        let waits = self.pending != 0 && !self.deliver(queue, memory, chains)?;
-        Ok(waits.then_some(Wait::Buffers))
-    }
-
-    /// Completes the frame's header.
-    fn set_header(&mut self, buffers: u16) {
-        if let Ok((header, _)) = Header::mut_from_prefix(&mut self.frame) {
+    fn complete_header(&self, frame: &mut [u8], buffers: u16) {
+        if let Ok((header, _)) = Header::mut_from_prefix(frame) {
             header.num_buffers.set(buffers);
             if !self.features.contains(Features::GUEST_CSUM) {
                 header.flags = 0;
@@ -135,21 +124,41 @@ impl<B: NetBackend> Receive<B> {
     }
 }
 
-fn put_back<M: DmaView>(
+/// Copies as much of `bytes` as there is room for to a chain, gives it to the driver, and returns the rest.
+#[inline]
+fn fill<'b, M: DmaView>(
     queue: &mut Queue<M>,
-    chains: &mut Vec<Chain<&M::M>>,
-) -> Result<(), vring::Error> {
-    chains
-        .drain(..)
-        .rev()
-        .try_for_each(|chain| queue.put_back(chain))
+    chain: Chain<&M::M>,
+    bytes: &'b [u8],
+) -> Result<&'b [u8], vring::Error> {
+    let mut rest = bytes;
+    for slice in chain.writable() {
+        let (now, later) = rest.split_at(slice.len().min(rest.len()));
+        slice.copy_from(now);
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    let written = u32::try_from(bytes.len() - rest.len()).unwrap_or(u32::MAX);
+    queue.stage(chain, written)?;
+    Ok(rest)
 }
 
 impl<M: DmaView, B: NetBackend> Service<M> for Receive<B> {
     const POLLS: u32 = super::POLLS;
+    const POLLS_SOURCE: bool = B::Port::POLLED;
 
     fn source(&self) -> Option<(RawFd, EventSet)> {
         Some((self.port.as_raw_fd(), EventSet::IN))
+    }
+
+    fn poll_source(&mut self) -> bool {
+        self.port.receiver().peek().is_ok()
+    }
+
+    fn arm_source(&mut self) -> io::Result<()> {
+        self.port.arm()
     }
 
     fn serve(
@@ -158,18 +167,12 @@ impl<M: DmaView, B: NetBackend> Service<M> for Receive<B> {
         memory: &M::M,
         _: bool,
     ) -> Result<Wait, vring::Error> {
-        let shared = Arc::clone(&self.shared);
-        let settings = shared.settings();
-        let mut chains = Vec::new();
-        for done in 1..=BURST {
-            if let Some(wait) = self.receive(&settings.filter, queue, memory, &mut chains)? {
-                queue.publish()?;
-                return Ok(wait);
-            }
-            if done % PUBLISHED_TOGETHER == 0 {
-                queue.publish()?;
-            }
-        }
-        Ok(Wait::Turn)
+        let mut counted = NetStatistics::default();
+        let settings = self.shared.settings();
+        let wait = self.burst(queue, memory, &settings.filter, &mut counted);
+        drop(settings);
+        self.shared.counters.add(&counted);
+        queue.publish()?;
+        wait
     }
 }

@@ -28,26 +28,26 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    pub(super) fn received(&self, fits: bool) {
-        let counter = if fits {
-            &self.received
-        } else {
-            &self.receive_dropped
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn filtered(&self) {
-        self.receive_filtered.fetch_add(1, Ordering::Relaxed);
-    }
-
-    pub(super) fn transmitted(&self, sent: bool) {
-        let counter = if sent {
-            &self.transmitted
-        } else {
-            &self.transmit_dropped
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
+    /// Adds the frames of a burst.
+    pub(super) fn add(&self, burst: &NetStatistics) {
+        let NetStatistics {
+            received,
+            receive_dropped,
+            receive_filtered,
+            transmitted,
+            transmit_dropped,
+        } = *burst;
+        for (counter, more) in [
+            (&self.received, received),
+            (&self.receive_dropped, receive_dropped),
+            (&self.receive_filtered, receive_filtered),
+            (&self.transmitted, transmitted),
+            (&self.transmit_dropped, transmit_dropped),
+        ] {
+            if more != 0 {
+                counter.fetch_add(more, Ordering::Relaxed);
+            }
+        }
     }
 
     pub(super) fn statistics(&self) -> NetStatistics {

@@ -3,9 +3,10 @@ use std::sync::Arc;
 use vring::Queue;
 
 use super::PUBLISHED_TOGETHER;
-use super::backend::{NetBackend, NetPort};
+use super::backend::{FrameSender as _, NetBackend, NetPort as _};
 use super::shared::Shared;
 use super::spec::{ETHERNET_HEADER, HEADER, MAX_FRAME};
+use super::statistics::NetStatistics;
 use crate::dma::DmaView;
 use crate::serve::{Service, Wait};
 
@@ -22,6 +23,34 @@ pub(super) struct Transmit<B: NetBackend> {
     pub(super) port: Arc<B::Port>,
 }
 
+impl<B: NetBackend> Transmit<B> {
+    fn burst<M: DmaView>(
+        &self,
+        queue: &mut Queue<M>,
+        memory: &M::M,
+        counted: &mut NetStatistics,
+    ) -> Result<Wait, vring::Error> {
+        let mut sender = self.port.sender();
+        for done in 1..=BURST {
+            let Some(chain) = queue.pop(&memory)? else {
+                return Ok(Wait::Buffers);
+            };
+            let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
+            // A frame that the host does not take is lost, as on any network.
+            if sendable && sender.send(chain.readable()).is_ok() {
+                counted.transmitted += 1;
+            } else {
+                counted.transmit_dropped += 1;
+            }
+            queue.stage(chain, 0)?;
+            if done % PUBLISHED_TOGETHER == 0 {
+                queue.publish()?;
+            }
+        }
+        Ok(Wait::Turn)
+    }
+}
+
 impl<M: DmaView, B: NetBackend> Service<M> for Transmit<B> {
     const POLLS: u32 = super::POLLS;
 
@@ -31,20 +60,10 @@ impl<M: DmaView, B: NetBackend> Service<M> for Transmit<B> {
         memory: &M::M,
         _: bool,
     ) -> Result<Wait, vring::Error> {
-        for done in 1..=BURST {
-            let Some(chain) = queue.pop(&memory)? else {
-                queue.publish()?;
-                return Ok(Wait::Buffers);
-            };
-            let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
-            // A frame that the host does not take is lost, as on any network.
-            let sent = sendable && self.port.send(chain.reader().slices()).is_ok();
-            self.shared.counters.transmitted(sent);
-            queue.stage(chain, 0)?;
-            if done % PUBLISHED_TOGETHER == 0 {
-                queue.publish()?;
-            }
-        }
-        Ok(Wait::Turn)
+        let mut counted = NetStatistics::default();
+        let wait = self.burst(queue, memory, &mut counted);
+        self.shared.counters.add(&counted);
+        queue.publish()?;
+        wait
     }
 }

@@ -6,13 +6,13 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vm_memory::VolatileSlice;
 use vm_memory::bitmap::BitmapSlice;
 
-use super::backend::{NetBackend, NetPort};
-use super::spec::{Features, HEADER};
+use super::backend::{FrameReceiver, FrameSender, NetBackend, NetPort};
+use super::spec::{Features, HEADER, MAX_FRAME};
 
 /// Why a tap interface could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +52,15 @@ pub struct TapQueue {
     file: File,
     /// A new queue is attached. Attaching twice is an error to the kernel, and so is detaching.
     attached: Mutex<bool>,
+    received: Mutex<Received>,
+}
+
+/// The frame that was read last.
+#[derive(Debug)]
+struct Received {
+    buffer: Box<[u8]>,
+    /// Bytes of the frame, 0 if it was taken.
+    len: usize,
 }
 
 /// Linux allows this many queues (`MAX_TAP_QUEUES` in `drivers/net/tap.c` and `tun.c`).
@@ -93,6 +102,10 @@ impl Tap {
             opened.push(Arc::new(TapQueue {
                 file,
                 attached: Mutex::new(true),
+                received: Mutex::new(Received {
+                    buffer: vec![0; HEADER + MAX_FRAME].into(),
+                    len: 0,
+                }),
             }));
         }
         Ok(Self {
@@ -143,16 +156,27 @@ impl NetBackend for Tap {
     }
 }
 
+/// Receives from a queue of a [`Tap`].
+#[derive(Debug)]
+pub struct TapReceiver<'p> {
+    file: &'p File,
+    received: MutexGuard<'p, Received>,
+}
+
 impl NetPort for TapQueue {
-    fn send<'a, B: BitmapSlice>(
-        &self,
-        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
-    ) -> io::Result<()> {
-        syscall::write_vectored(&self.file, frame).map(|_| ())
+    type Sender<'p> = &'p Self;
+    type Receiver<'p> = TapReceiver<'p>;
+    const POLLED: bool = false;
+
+    fn sender(&self) -> &Self {
+        self
     }
 
-    fn receive(&self, frame: &mut [u8]) -> io::Result<usize> {
-        (&self.file).read(frame)
+    fn receiver(&self) -> TapReceiver<'_> {
+        TapReceiver {
+            file: &self.file,
+            received: self.received.lock().unwrap_or_else(PoisonError::into_inner),
+        }
     }
 
     fn set_enabled(&self, enabled: bool) -> io::Result<()> {
@@ -162,6 +186,29 @@ impl NetPort for TapQueue {
             *attached = enabled;
         }
         Ok(())
+    }
+}
+
+impl FrameSender for &TapQueue {
+    fn send<'a, B: BitmapSlice>(
+        &mut self,
+        frame: impl Iterator<Item = VolatileSlice<'a, B>>,
+    ) -> io::Result<()> {
+        syscall::write_vectored(&self.file, frame).map(|_| ())
+    }
+}
+
+impl FrameReceiver for TapReceiver<'_> {
+    fn peek(&mut self) -> io::Result<&mut [u8]> {
+        let Received { buffer, len } = &mut *self.received;
+        if *len == 0 {
+            *len = self.file.read(buffer)?;
+        }
+        Ok(buffer.get_mut(..*len).unwrap_or_default())
+    }
+
+    fn take(&mut self) {
+        self.received.len = 0;
     }
 }
 
