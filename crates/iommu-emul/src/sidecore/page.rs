@@ -111,6 +111,7 @@ impl<M: PhysicalMemory, S: PhysicalMemory> PolledUnit<M, S> {
             trapped: false,
             version: 0,
         };
+        polled.unit.hold_events(true);
         polled.fill();
         polled
     }
@@ -178,8 +179,15 @@ impl<M: PhysicalMemory, S: PhysicalMemory> PolledUnit<M, S> {
         writes.len()
     }
 
-    /// Shows the registers' values, and traps the page while a write-1-to-clear register is not 0.
+    /// Shows the registers' values, and traps the page while a write-1-to-clear register is not 0. Only then are interrupts sent that
+    /// tell of them: a handler that finds nothing in the registers takes the interrupt for somebody else's.
     fn show(&mut self) {
+        let events = self.unit.take_events();
+        self.show_registers();
+        self.unit.send_all(events);
+    }
+
+    fn show_registers(&mut self) {
         self.version = self.unit.version();
         let words = self.unit.read_page();
         let value = |at: u16| words.get(usize::from(at / 8)).copied().unwrap_or(0);
@@ -224,6 +232,12 @@ impl<M: PhysicalMemory, S: PhysicalMemory> PolledUnit<M, S> {
             // A page that is not there shows nothing.
             let _absent = memory.write_obj(word.to_le(), GuestAddress(self.page.base + at));
         }
+    }
+}
+
+impl<M: PhysicalMemory, S: PhysicalMemory> Drop for PolledUnit<M, S> {
+    fn drop(&mut self) {
+        self.unit.hold_events(false);
     }
 }
 

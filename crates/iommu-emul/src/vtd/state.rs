@@ -50,8 +50,10 @@ pub enum StateError {
 }
 
 impl<M: PhysicalMemory> Unit<M> {
-    /// The unit's state. Commands that wait for guards are saved as not complete; restored, they are, for no guard is left.
+    /// The unit's state. Commands that wait for guards are saved as not complete; restored, they are, for no guard is left. Messages
+    /// that a sidecore has still to send are sent now.
     pub fn save(&self) -> UnitState {
+        self.send_all(self.take_events());
         let registers = self.lock_registers();
         let Registers {
             status,

@@ -43,6 +43,8 @@ pub struct Unit<M: PhysicalMemory> {
     observers: Mutex<Vec<Weak<dyn InvalidationObserver>>>,
     /// Counts the times that registers may have changed.
     version: AtomicU64,
+    /// Messages wait in the outbox until somebody [takes](Self::take_events) them.
+    events_held: AtomicBool,
     /// An invalidation waits for guards: whoever drops the last of a generation looks after it.
     draining: AtomicBool,
 }
@@ -83,6 +85,7 @@ impl<M: PhysicalMemory> Unit<M> {
             sources: Mutex::default(),
             observers: Mutex::default(),
             version: AtomicU64::new(0),
+            events_held: AtomicBool::new(false),
             draining: AtomicBool::new(false),
         })
     }
@@ -140,16 +143,36 @@ impl<M: PhysicalMemory> Unit<M> {
 
     /// Unlocks, then sends what accumulated: the sink may well come back.
     pub(super) fn unlock_registers(&self, mut registers: MutexGuard<'_, Registers>) {
-        let outbox = std::mem::take(&mut registers.outbox);
+        let outbox = if self.events_held.load(Ordering::Relaxed) {
+            Vec::new()
+        } else {
+            std::mem::take(&mut registers.outbox)
+        };
         self.version.fetch_add(1, Ordering::Release);
         drop(registers);
-        for message in outbox {
+        self.send_all(outbox);
+    }
+
+    /// Whether the unit's own messages wait to be [taken](Self::take_events). Those that wait are sent when they need not any more.
+    pub(crate) fn hold_events(&self, held: bool) {
+        let registers = self.lock_registers();
+        self.events_held.store(held, Ordering::Relaxed);
+        self.unlock_registers(registers);
+    }
+
+    /// The messages that wait. The registers that are read from now on show what they tell of.
+    pub(crate) fn take_events(&self) -> Vec<MsiMessage> {
+        std::mem::take(&mut self.lock_registers().outbox)
+    }
+
+    pub(crate) fn send_all(&self, messages: Vec<MsiMessage>) {
+        for message in messages {
             self.send(message);
         }
     }
 
     /// Hands a message to the interrupt controller. An event that it refuses is lost, as on hardware.
-    pub(super) fn send(&self, message: MsiMessage) {
+    fn send(&self, message: MsiMessage) {
         let _lost = self.sink.send(message);
     }
 
