@@ -9,10 +9,8 @@ use anyhow::{Result, bail};
 
 use super::host::{Finished, HostDied};
 
-/// Attempts at a boot. A fault of ours that shows each time still fails.
-pub const ATTEMPTS: u32 = 3;
-/// Attempts at a boot that exits far more often, as those behind an IOMMU do: of these about one in four dies.
-pub const ATTEMPTS_WITH_MANY_EXITS: u32 = 5;
+/// Attempts at a scenario. A fault of ours that shows each time still fails.
+pub const ATTEMPTS: u32 = 4;
 
 /// The guest crashed or hung before it said that its work was done; the report of that boot.
 #[derive(Debug)]
@@ -26,17 +24,16 @@ impl fmt::Display for GuestDied {
     }
 }
 
-/// Calls `attempt` until neither the guest in it nor the host dies, at most `limit` times; also returns at which attempt that was, from 1.
-pub fn attempts<T>(
-    name: &str,
-    limit: u32,
-    mut attempt: impl FnMut() -> Result<T>,
-) -> Result<(T, u32)> {
+/// Calls `attempt` until neither the guest in it nor the host dies, at most [`ATTEMPTS`] times; also returns at which attempt that was,
+/// from 1.
+pub fn attempts<T>(name: &str, mut attempt: impl FnMut() -> Result<T>) -> Result<(T, u32)> {
     let mut number = 1;
     loop {
         match attempt() {
             Ok(value) => return Ok((value, number)),
-            Err(error) if number < limit && (error.is::<GuestDied>() || error.is::<HostDied>()) => {
+            Err(error)
+                if number < ATTEMPTS && (error.is::<GuestDied>() || error.is::<HostDied>()) =>
+            {
                 eprintln!("{name}: attempt {number}: the guest or its host died\n{error:#}");
                 number += 1;
             }
@@ -80,18 +77,18 @@ mod tests {
     #[test]
     fn a_guest_that_always_dies_fails() {
         let mut calls = 0;
-        let result = attempts("test", ATTEMPTS, || -> Result<()> {
+        let result = attempts("test", || -> Result<()> {
             calls += 1;
             Err(GuestDied("triple fault".into()).into())
         });
         assert!(result.is_err());
-        assert_eq!(calls, 3);
+        assert_eq!(calls, ATTEMPTS);
     }
 
     #[test]
     fn a_guest_that_dies_once_passes_at_the_second_attempt() {
         let mut dead = vec!["triple fault"];
-        let result = attempts("test", ATTEMPTS, || match dead.pop() {
+        let result = attempts("test", || match dead.pop() {
             Some(why) => Err(GuestDied(why.into()).into()),
             None => Ok("alive"),
         });
@@ -101,7 +98,7 @@ mod tests {
     #[test]
     fn a_host_that_dies_is_tried_again_too() {
         let mut dead = vec!["hangs"];
-        let result = attempts("test", ATTEMPTS, || match dead.pop() {
+        let result = attempts("test", || match dead.pop() {
             Some(why) => Err(HostDied(why.into()).into()),
             None => Ok("alive"),
         });
@@ -111,7 +108,7 @@ mod tests {
     #[test]
     fn a_failed_check_is_not_tried_again() {
         let mut calls = 0;
-        let result = attempts("test", ATTEMPTS, || -> Result<()> {
+        let result = attempts("test", || -> Result<()> {
             calls += 1;
             bail!("the sums differ")
         });

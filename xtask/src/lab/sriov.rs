@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use super::attempts::{ATTEMPTS, attempts};
+use super::attempts::attempts;
 use super::host::Host;
 use crate::process::{self, quoted};
 use crate::progress::Progress;
@@ -55,9 +55,7 @@ pub fn run(progress: &Progress) -> Result<Vec<String>> {
         quote("sriov"),
         quote("examples/probe")
     );
-    let (finished, _) = attempts(&host.name, ATTEMPTS, || {
-        host.run(host.folder()?, &script, progress)
-    })?;
+    let (finished, _) = attempts(&host.name, || host.run(host.folder()?, &script, progress))?;
     let checks: Vec<String> = finished
         .output
         .lines()

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::attempts::{ATTEMPTS, attempts, reported};
+use super::attempts::{attempts, reported};
 use super::boot::exits::Exits;
 use super::host::{Finished, Host};
 use super::initramfs;
@@ -141,7 +141,7 @@ pub fn run(progress: &Progress) -> Result<Transfer> {
         append: "intel_iommu=on".to_owned(),
         ..Host::new("vfio", Duration::from_secs(180))
     };
-    let (transfer, attempt) = attempts(&host.name, ATTEMPTS, || {
+    let (transfer, attempt) = attempts(&host.name, || {
         let finished = host.run(host.folder()?, &script, progress)?;
         reported(&finished, &EXPECTED, LAST_WORDS, 2)?;
         transfer(&finished)

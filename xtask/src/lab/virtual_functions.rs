@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use super::attempts::{ATTEMPTS_WITH_MANY_EXITS, attempts, reported};
+use super::attempts::{attempts, reported};
 use super::boot::program;
 use super::host::{Finished, Host};
 use super::initramfs;
@@ -110,7 +110,7 @@ pub fn run(progress: &Progress) -> Result<Carried> {
         format!("{vmm} run --kernel {image} --initrd {initrd} {MACHINE} --cmdline '{CMDLINE}'");
     let script = format!("VMM={}\nWORK=/run/lab\n{HOST_SCRIPT}", quoted(&vmm));
     let host = Host::new("virtual-functions", Duration::from_secs(150));
-    let (frames, attempt) = attempts(&host.name, ATTEMPTS_WITH_MANY_EXITS, || {
+    let (frames, attempt) = attempts(&host.name, || {
         let finished = host.run(host.folder()?, &script, progress)?;
         reported(&finished, &EXPECTED, LAST_WORDS, 1)?;
         frames(&finished)

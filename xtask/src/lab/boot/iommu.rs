@@ -2,14 +2,12 @@
 
 use std::fmt;
 use std::fs;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::several::{self, Boot};
-use super::{BootArgs, CMDLINE, check};
-use crate::lab::host::{Finished, Host};
+use super::BootArgs;
+use crate::lab::host::Finished;
 use crate::progress::Progress;
 
 /// How an IOMMU is offered and used.
@@ -28,8 +26,6 @@ struct Mode {
     registers_exit: Option<bool>,
     /// Whether a program in the guest drives the device `edu`.
     edu: bool,
-    /// Whether `cargo xtask test` boots it. The others take minutes on the emulated host, or die there often.
-    tested: bool,
 }
 
 /// A VT-d unit, on which the others are variations.
@@ -45,16 +41,21 @@ const VTD: Mode = Mode {
     interrupts: &["IR-IO-APIC", "IR-PCI-MSIX", "DMAR-MSI"],
     registers_exit: Some(true),
     edu: true,
-    tested: true,
 };
 
-const MODES: [Mode; 5] = [
+const MODES: [Mode; 6] = [
     VTD,
     Mode {
         name: "sidecore",
         iommu: "vtd,sidecore",
         registers_exit: Some(false),
-        tested: false,
+        // Its faults would be seen and cleared by exits.
+        edu: false,
+        ..VTD
+    },
+    Mode {
+        name: "sidecore-faults",
+        iommu: "vtd,sidecore",
         ..VTD
     },
     Mode {
@@ -64,7 +65,6 @@ const MODES: [Mode; 5] = [
             "DMAR-IR: Enabled IRQ remapping in x2apic mode",
             "policy: strict mode",
         ],
-        tested: false,
         ..VTD
     },
     Mode {
@@ -76,7 +76,6 @@ const MODES: [Mode; 5] = [
             "DMAR: Enable scalable mode",
             "DMAR-IR: Enabled IRQ remapping in x2apic mode",
         ],
-        tested: false,
         ..VTD
     },
     Mode {
@@ -89,7 +88,6 @@ const MODES: [Mode; 5] = [
         registers_exit: None,
         // VFIO takes no device whose messages are not remapped.
         edu: false,
-        tested: false,
     },
 ];
 
@@ -144,6 +142,8 @@ pub struct Used {
     pub register_exits: u64,
     /// All exits to user space.
     pub exits: u64,
+    /// How many checks were made.
+    pub checks: u64,
 }
 
 impl fmt::Display for Used {
@@ -156,36 +156,28 @@ impl fmt::Display for Used {
     }
 }
 
-/// Boots a guest in each mode, or in those that the tests have time for, in one emulated host, and checks its I/O and its log. Also
-/// returns at which attempt all lived.
-pub fn run(args: &BootArgs, all: bool, progress: &Progress) -> Result<(Vec<Used>, u32)> {
-    let boots: Vec<_> = MODES
-        .iter()
-        .filter(|mode| all || mode.tested)
-        .map(|mode| Boot {
-            name: mode.name.to_owned(),
-            args: BootArgs {
-                iommu: Some(mode.iommu.to_owned()),
-                cpus: mode.cpus,
-                edu: mode.edu,
-                ..args.clone()
-            },
-            cmdline: format!("{CMDLINE} {}", mode.append),
-        })
-        .collect();
-    let host = Host::new("iommu", Duration::from_secs(args.bound));
-    let read = |boot: &Boot, finished: &Finished| {
-        check(finished)?;
-        let mode = MODES.iter().find(|mode| mode.name == boot.name);
-        mode.context("no such mode")?
-            .used(finished)
-            .with_context(|| format!("mode {}, logs in {}", boot.name, finished.folder.display()))
-    };
-    several::run(&host, &boots, read, progress)
+/// The modes' names.
+pub fn modes() -> impl Iterator<Item = &'static str> {
+    MODES.iter().map(|mode| mode.name)
 }
 
-/// How many checks [`run`] makes in one mode with `edu`.
-pub const CHECKS: u64 = super::CHECKS + 4 + EDU.len() as u64 + 1;
+/// Boots a guest in the mode of this `name`, and checks its I/O and its log. Also returns at which attempt it lived.
+pub fn run(name: &str, args: &BootArgs, progress: &Progress) -> Result<(Used, u32)> {
+    let mode = MODES.iter().find(|mode| mode.name == name);
+    let mode = mode.with_context(|| format!("no mode of an IOMMU is called {name}"))?;
+    let args = BootArgs {
+        iommu: Some(mode.iommu.to_owned()),
+        cpus: mode.cpus,
+        edu: mode.edu,
+        append: format!("{} {}", mode.append, args.append),
+        ..args.clone()
+    };
+    let booted = super::run(&args, &format!("iommu-{name}"), progress)?;
+    let used = mode
+        .used(&booted.finished)
+        .with_context(|| format!("mode {name}, logs in {}", booted.finished.folder.display()))?;
+    Ok((used, booted.attempt))
+}
 
 impl Mode {
     fn used(&self, finished: &Finished) -> Result<Used> {
@@ -239,7 +231,16 @@ impl Mode {
             name: self.name,
             register_exits,
             exits,
+            checks: super::CHECKS + self.checks()?,
         })
+    }
+
+    /// How many checks [`used`](Self::used) makes: the last two of `edu` are for its faults, the first one for all others.
+    fn checks(&self) -> Result<u64> {
+        let edu = if self.edu { EDU.len() + 2 } else { 0 };
+        let registers = usize::from(self.registers_exit.is_some());
+        let count = 1 + TRANSLATED.len() + self.log.len() + self.interrupts.len() + registers + edu;
+        Ok(u64::try_from(count)?)
     }
 }
 

@@ -4,7 +4,6 @@ mod command_line;
 pub mod exits;
 pub mod iommu;
 mod measured;
-mod several;
 
 use std::fmt;
 use std::fs;
@@ -15,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 
-use super::attempts::{ATTEMPTS, attempts, reported};
+use super::attempts::{attempts, reported};
 use super::host::{Finished, Host};
 use super::kernel::{Kernel, Series};
 use super::{debian, initramfs, vhost};
@@ -24,7 +23,6 @@ use crate::progress::Progress;
 use crate::workspace;
 use command_line::{backends, command_line};
 pub use measured::Measured;
-use several::Boot;
 
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
 const HOST_SCRIPT: &str = include_str!("../../../lab/boot-host.sh");
@@ -152,17 +150,6 @@ pub enum Vmm {
     Microvm,
 }
 
-impl Vmm {
-    /// One word, for files.
-    fn name(self) -> &'static str {
-        match self {
-            Self::Reference => "reference",
-            Self::Q35 => "q35",
-            Self::Microvm => "microvm",
-        }
-    }
-}
-
 impl fmt::Display for Vmm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -227,7 +214,7 @@ pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
             Path::new("/job"),
             Path::new("/run/busybox/busybox"),
         )?;
-        attempts(name, ATTEMPTS, || {
+        attempts(name, || {
             let finished = host.run(host.folder()?, &script, progress)?;
             check(&finished)?;
             Ok(finished)
@@ -245,28 +232,6 @@ pub fn run(args: &BootArgs, name: &str, progress: &Progress) -> Result<Booted> {
         measured,
         attempt,
     })
-}
-
-/// Boots the same guest in each of `vmms`, one after the other in one emulated host, and has it measure its I/O.
-pub fn compare(args: &BootArgs, vmms: &[Vmm], progress: &Progress) -> Result<Vec<Measured>> {
-    let boots: Vec<_> = vmms
-        .iter()
-        .map(|vmm| Boot {
-            name: vmm.name().to_owned(),
-            args: BootArgs {
-                vmm: *vmm,
-                ..args.clone()
-            },
-            cmdline: format!("{CMDLINE} lab.measure"),
-        })
-        .collect();
-    let host = Host::new("compare", Duration::from_secs(args.bound));
-    let read = |_: &Boot, finished: &Finished| {
-        check(finished)?;
-        Measured::read(finished)
-    };
-    let (measured, _) = several::run(&host, &boots, read, progress)?;
-    Ok(measured)
 }
 
 /// What boots.
