@@ -16,6 +16,9 @@ pub const STEPS: &[(&str, Run)] = &[
     ("vpio beside qemu", |session| {
         beside_qemu(session, "vpio-model", "200")
     }),
+    ("sr-iov beside qemu", |session| {
+        beside_qemu(session, "sriov-vfio", "200")
+    }),
 ];
 
 /// Runs the differential of `package` with so many programs.
