@@ -10,8 +10,8 @@ use super::statistics::NetStatistics;
 use crate::dma::DmaView;
 use crate::serve::{Service, Wait};
 
-/// Frames sent before other queues have their turn.
-const BURST: usize = 256;
+/// Frames sent before other queues have their turn, in times as many as are taken from the ring together.
+const BURST: usize = 256 / PUBLISHED_TOGETHER;
 
 /// Bytes of the shortest and the longest frame sent, with their headers.
 const SHORTEST: u64 = (HEADER + ETHERNET_HEADER) as u64;
@@ -31,20 +31,39 @@ impl<B: NetBackend> Transmit<B> {
         counted: &mut NetStatistics,
     ) -> Result<Wait, vring::Error> {
         let mut sender = self.port.sender();
-        for done in 1..=BURST {
-            let Some(chain) = queue.pop(&memory)? else {
-                return Ok(Wait::Buffers);
-            };
-            let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
-            // A frame that the host does not take is lost, as on any network.
-            if sendable && sender.send(chain.readable()).is_ok() {
-                counted.transmitted += 1;
-            } else {
-                counted.transmit_dropped += 1;
+        let mut chains = Vec::with_capacity(PUBLISHED_TOGETHER);
+        for _ in 0..BURST {
+            // First all descriptors, then all frames: the processor waits for many of them at a time then.
+            let mut end = Ok(None);
+            while chains.len() < PUBLISHED_TOGETHER {
+                match queue.pop(&memory) {
+                    Ok(Some(chain)) => chains.push(chain),
+                    Ok(None) => {
+                        end = Ok(Some(Wait::Buffers));
+                        break;
+                    }
+                    Err(error) => {
+                        end = Err(error);
+                        break;
+                    }
+                }
             }
-            queue.stage(chain, 0)?;
-            if done % PUBLISHED_TOGETHER == 0 {
-                queue.publish()?;
+            for chain in &chains {
+                let sendable = (SHORTEST..=LONGEST).contains(&chain.readable_len());
+                // A frame that the host does not take is lost, as on any network.
+                if sendable && sender.send(chain.readable()).is_ok() {
+                    counted.transmitted += 1;
+                } else {
+                    counted.transmit_dropped += 1;
+                }
+            }
+            let end = end?;
+            for chain in chains.drain(..) {
+                queue.stage(chain, 0)?;
+            }
+            queue.publish()?;
+            if let Some(wait) = end {
+                return Ok(wait);
             }
         }
         Ok(Wait::Turn)
