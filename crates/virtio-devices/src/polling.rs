@@ -19,25 +19,6 @@ impl Polling {
         }
     }
 
-    /// Tells whether `found` came true in time.
-    ///
-    /// # Errors
-    /// Those of `found`.
-    pub(crate) fn until<E>(
-        &mut self,
-        mut found: impl FnMut() -> Result<bool, E>,
-    ) -> Result<bool, E> {
-        while !self.is_over() {
-            if found()? {
-                self.found();
-                return Ok(true);
-            }
-            self.missed();
-        }
-        self.give_up();
-        Ok(false)
-    }
-
     /// Whether it is time to sleep.
     pub(crate) fn is_over(&self) -> bool {
         self.left == 0
@@ -64,18 +45,21 @@ impl Polling {
 
 #[cfg(test)]
 mod tests {
-    use std::convert::Infallible;
-
     use super::*;
 
+    /// Looks until the time is over, or `needed` of them found something; how many were taken.
     fn looks(polling: &mut Polling, needed: u32) -> u32 {
-        let mut looks = 0;
-        let found = polling.until(|| {
-            looks += 1;
-            Ok::<_, Infallible>(looks == needed)
-        });
-        assert_eq!(found, Ok(looks == needed));
-        looks
+        let mut taken = 0;
+        while !polling.is_over() {
+            taken += 1;
+            if taken == needed {
+                polling.found();
+                return taken;
+            }
+            polling.missed();
+        }
+        polling.give_up();
+        taken
     }
 
     #[test]

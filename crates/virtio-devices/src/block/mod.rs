@@ -247,7 +247,7 @@ impl<M: DmaView, B: BlockBackend> VirtioDevice<M> for Block<M, B> {
             resources,
             state.as_ref(),
         )?;
-        *slot = Some(worker.add(queue)?);
+        *slot = Some(worker.add_polled(queue)?);
         Ok(())
     }
 

@@ -15,9 +15,10 @@ use super::transfer::Uring;
 use crate::device::{DeviceError, DeviceEvents, QueueInterrupt, QueueResources, start_ring};
 use crate::dma::DmaView;
 use crate::polling::Polling;
+use crate::worker::Poll;
 
 /// Rounds of a busy queue before the other tasks of its worker get their turn.
-const ROUNDS: usize = 32;
+const ROUNDS: usize = 4;
 /// How often a queue is looked at for more, at most, before it sleeps: some microseconds.
 const POLLS: u32 = 256;
 
@@ -52,6 +53,8 @@ pub(super) struct BlockQueue<M: DmaView, B> {
     events: Option<Arc<dyn DeviceEvents>>,
     blocking: BlockingIo<M, B>,
     uring: Option<Uring<M, B>>,
+    /// It is polled. Kicks are not needed then.
+    awake: bool,
     polling: Polling,
     /// The ring must not stay mapped while the queue waits: an IOMMU's invalidations wait for it.
     unmap: bool,
@@ -84,6 +87,7 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
         } else {
             None
         };
+        let unmap = config.features.contains(Features::ACCESS_PLATFORM);
         Ok(Self {
             disk,
             queue,
@@ -93,61 +97,70 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
             events,
             blocking,
             uring,
-            polling: Polling::new(POLLS),
-            unmap: config.features.contains(Features::ACCESS_PLATFORM),
+            awake: false,
+            polling: Polling::new(if unmap { 0 } else { POLLS }),
+            unmap,
             failed: false,
         })
     }
 
-    /// Serves the queue until it is empty or it is the others' turn.
-    fn run(&mut self) {
+    fn run(&mut self, woken: bool) {
         if self.failed {
             // The host's events must be taken all the same.
             let _ = self.take_finished(false);
             return;
         }
-        let more = self.serve();
+        let stepped = self.step(woken);
         if self.unmap {
             self.queue.unmap();
         }
-        match more {
-            Ok(true) => {
-                // Fails only if the counter is full, and then the event is pending.
-                let _ = self.kick.write(1);
-            }
-            Ok(false) => {}
-            Err(_) => self.fail(),
+        if stepped.is_err() {
+            self.fail();
         }
+    }
+
+    /// Serves the queue if there may be something to do, as there is if it was `woken`, and has it sleep if that has not been so for a
+    /// while.
+    fn step(&mut self, woken: bool) -> Result<(), Failure> {
+        if !self.awake {
+            self.awake = true;
+            self.queue.disable_kicks()?;
+        }
+        if woken {
+            self.serve()?;
+        } else if self.has_work()? {
+            self.polling.found();
+            self.serve()?;
+        } else {
+            self.polling.missed();
+        }
+        if self.polling.is_over() {
+            self.awake = self.queue.enable_kicks()?;
+            if self.awake {
+                self.queue.disable_kicks()?;
+            } else {
+                self.polling.give_up();
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are requests, or the host has finished some.
+    fn has_work(&mut self) -> Result<bool, Failure> {
+        Ok(self.queue.has_new()? || self.uring.as_mut().is_some_and(Uring::has_finished))
     }
 
     /// Takes requests and answers what has finished, and again what came meanwhile: the more there is to do, the more
-    /// requests one kick and one interrupt are for. Tells whether there are more requests.
-    fn serve(&mut self) -> Result<bool, Failure> {
+    /// requests one interrupt is for.
+    fn serve(&mut self) -> Result<(), Failure> {
         for _ in 0..ROUNDS {
-            self.queue.disable_kicks()?;
             let begun = self.begin_requests()?;
             self.answer_finished(false)?;
-            if begun > 0 {
-                continue;
-            }
-            self.interrupt()?;
-            if !self.poll()? && !self.queue.enable_kicks()? {
-                return Ok(false);
+            if begun == 0 {
+                break;
             }
         }
-        self.interrupt()?;
-        Ok(true)
-    }
-
-    /// Looks for requests and for what the host has finished, for a moment.
-    fn poll(&mut self) -> Result<bool, vring::Error> {
-        let Self {
-            polling,
-            queue,
-            uring,
-            ..
-        } = self;
-        polling.until(|| Ok(queue.has_new()? || uring.as_mut().is_some_and(Uring::has_finished)))
+        self.interrupt()
     }
 
     /// Takes a queue's worth of requests, and tells how many there were.
@@ -225,6 +238,7 @@ impl<M: DmaView, B: BlockBackend> BlockQueue<M, B> {
 
     fn fail(&mut self) {
         self.failed = true;
+        self.awake = false;
         if let Some(events) = &self.events {
             events.needs_reset();
         }
@@ -262,6 +276,15 @@ fn status_of(request: Request, result: io::Result<()>) -> RequestStatus {
     }
 }
 
+impl<M: DmaView, B: BlockBackend> Poll for BlockQueue<M, B> {
+    fn poll(&mut self, _ops: &mut EventOps<'_>) -> bool {
+        if self.awake {
+            self.run(false);
+        }
+        self.awake
+    }
+}
+
 impl<M: DmaView, B: BlockBackend> MutEventSubscriber for BlockQueue<M, B> {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let sources = [
@@ -274,7 +297,7 @@ impl<M: DmaView, B: BlockBackend> MutEventSubscriber for BlockQueue<M, B> {
                 return self.fail();
             }
         }
-        self.run();
+        self.run(true);
     }
 
     fn process(&mut self, events: Events, _ops: &mut EventOps<'_>) {
@@ -282,6 +305,6 @@ impl<M: DmaView, B: BlockBackend> MutEventSubscriber for BlockQueue<M, B> {
             // Fails only if somebody else was faster; the queue is looked at anyway.
             let _ = self.kick.read();
         }
-        self.run();
+        self.run(true);
     }
 }
