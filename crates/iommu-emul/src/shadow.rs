@@ -22,6 +22,10 @@ use crate::{
 /// Keeps a [`PhysicalIommu`] equal to what a unit says of one requester's requests without PASID: nothing else is reachable by the
 /// device. Only what an invalidation names is walked again and compared.
 ///
+/// Pages that follow each other, lead to pages that follow each other, and appear at the same time are mapped as one. When a part of them
+/// goes, all are unmapped and the rest is mapped again: between these, a device that uses the rest at that moment is blocked. Guests
+/// unmap what they mapped at once.
+///
 /// Second-stage tables and pass-through are shadowed; with first-stage tables the guest does not invalidate what it makes present,
 /// so such a context is as good as blocked. Guest-physical addresses are the backend's physical ones, and pinning is its business.
 pub struct Shadow<M: PhysicalMemory, P> {
@@ -36,7 +40,7 @@ pub struct Shadow<M: PhysicalMemory, P> {
 struct State {
     context: Option<Option<Context>>,
     /// What is mapped, by first address. Ranges do not overlap.
-    mapped: BTreeMap<u64, Extent>,
+    mapped: Extents,
     counts: ShadowCounts,
 }
 
@@ -52,7 +56,27 @@ impl Extent {
     fn last(&self, first: u64) -> u64 {
         first + (self.pages * PAGE_SIZE - 1)
     }
+
+    /// The part from `from` to `last`, which are the first and last address of pages of it.
+    fn part(&self, first: u64, from: u64, last: u64) -> Self {
+        Self {
+            physical: self.physical + (from - first),
+            pages: (last - from) / PAGE_SIZE + 1,
+            access: self.access,
+        }
+    }
+
+    /// Whether `next`, at `address`, goes on where this one at `first` ends.
+    fn continues(&self, first: u64, address: u64, next: &Self) -> bool {
+        let bytes = self.pages * PAGE_SIZE;
+        first + bytes == address
+            && self.physical.checked_add(bytes) == Some(next.physical)
+            && self.access == next.access
+    }
 }
+
+/// Ranges that do not overlap, by first address.
+type Extents = BTreeMap<u64, Extent>;
 
 /// What a shadow did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -112,10 +136,10 @@ impl<M: PhysicalMemory, P: PhysicalIommu + Send + Sync + 'static> Shadow<M, P> {
             state.counts.overflows += 1;
         }
         let (wanted, pages) = match wanted {
-            Some(wanted) => (wanted, pages),
-            None => (BTreeMap::new(), Pages::ALL),
+            Some(wanted) => (runs(wanted), pages),
+            None => (Extents::new(), Pages::ALL),
         };
-        // What is wanted may reach beyond the pages: whatever it overlaps goes too.
+        // What is wanted may reach beyond the pages.
         let first = wanted
             .first_key_value()
             .map_or(pages.address, |(&first, _)| first.min(pages.address));
@@ -124,32 +148,54 @@ impl<M: PhysicalMemory, P: PhysicalIommu + Send + Sync + 'static> Shadow<M, P> {
             .map_or(pages.last(), |(&first, extent)| {
                 extent.last(first).max(pages.last())
             });
-        let stale: Vec<(u64, Extent)> = overlapping(&state.mapped, first, last)
-            .filter(|(first, extent)| wanted.get(first) != Some(extent))
-            .collect();
-        for &(first, extent) in &stale {
-            let range = PageRange {
-                address: first,
-                pages: extent.pages,
-            };
-            // A backend that cannot unmap what it mapped has lost it already.
-            let _lost = self.iommu.unmap(range);
-            state.mapped.remove(&first);
-            state.counts.unmaps += 1;
-        }
-        if let [(first, extent)] = stale.as_slice() {
-            let range = PageRange {
-                address: *first,
-                pages: extent.pages,
-            };
-            self.iommu.wait(self.iommu.invalidate(Some(range)));
-        } else if !stale.is_empty() {
-            self.iommu.wait(self.iommu.invalidate(None));
-        }
-        for (first, extent) in wanted {
-            if state.mapped.contains_key(&first) {
+        // What is mapped of it stays if the guest still says so; otherwise what lies outside is to be mapped again.
+        let (mut kept, mut missing, mut stale) = (Extents::new(), Extents::new(), Vec::new());
+        for (start, extent) in overlapping(&state.mapped, first, last) {
+            let end = extent.last(start);
+            let (from, to) = (start.max(first), end.min(last));
+            let inside = extent.part(start, from, to);
+            let same = overlapping(&wanted, from, from)
+                .any(|(at, run)| run.last(at) >= to && run.part(at, from, to) == inside);
+            if same {
+                kept.insert(from, inside);
                 continue;
             }
+            stale.push(PageRange {
+                address: start,
+                pages: extent.pages,
+            });
+            if start < first {
+                missing.insert(start, extent.part(start, start, first - 1));
+            }
+            if last < end {
+                missing.insert(last + 1, extent.part(start, last + 1, end));
+            }
+        }
+        for (&at, run) in &wanted {
+            let end = run.last(at);
+            let mut next = Some(at);
+            for (from, part) in overlapping(&kept, at, end) {
+                if let Some(next) = next.filter(|next| *next < from) {
+                    missing.insert(next, run.part(at, next, from - 1));
+                }
+                next = part.last(from).checked_add(1);
+            }
+            if let Some(next) = next.filter(|next| *next <= end) {
+                missing.insert(next, run.part(at, next, end));
+            }
+        }
+        for &range in &stale {
+            // A backend that cannot unmap what it mapped has lost it already.
+            let _lost = self.iommu.unmap(range);
+            state.mapped.remove(&range.address);
+            state.counts.unmaps += 1;
+        }
+        match stale.as_slice() {
+            [] => {}
+            [range] => self.iommu.wait(self.iommu.invalidate(Some(*range))),
+            _ => self.iommu.wait(self.iommu.invalidate(None)),
+        }
+        for (first, extent) in runs(missing) {
             let range = PageRange {
                 address: first,
                 pages: extent.pages,
@@ -165,13 +211,9 @@ impl<M: PhysicalMemory, P: PhysicalIommu + Send + Sync + 'static> Shadow<M, P> {
     }
 
     /// What the guest says of `pages`; `None` if that is too much to look at.
-    fn wanted(
-        &self,
-        context: Option<Option<Context>>,
-        pages: Pages,
-    ) -> Option<BTreeMap<u64, Extent>> {
+    fn wanted(&self, context: Option<Option<Context>>, pages: Pages) -> Option<Extents> {
         let memory = self.unit.memory().memory();
-        let mut wanted = BTreeMap::new();
+        let mut wanted = Extents::new();
         match context.map(|context| context.map(|context| context.stages)) {
             None | Some(Some(Stages::PassThrough)) => {
                 for region in memory.iter() {
@@ -215,12 +257,22 @@ impl<M: PhysicalMemory, P: PhysicalIommu + Send + Sync + 'static> Shadow<M, P> {
     }
 }
 
+/// The same with those that continue others as parts of them.
+fn runs(extents: Extents) -> Extents {
+    let mut runs: Vec<(u64, Extent)> = Vec::new();
+    for (address, extent) in extents {
+        match runs.last_mut() {
+            Some((first, run)) if run.continues(*first, address, &extent) => {
+                run.pages += extent.pages;
+            }
+            _ => runs.push((address, extent)),
+        }
+    }
+    runs.into_iter().collect()
+}
+
 /// The ranges that overlap `first..=last`.
-fn overlapping(
-    mapped: &BTreeMap<u64, Extent>,
-    first: u64,
-    last: u64,
-) -> impl Iterator<Item = (u64, Extent)> {
+fn overlapping(mapped: &Extents, first: u64, last: u64) -> impl Iterator<Item = (u64, Extent)> {
     let before = mapped
         .range(..first)
         .next_back()

@@ -57,6 +57,53 @@ fn pages_follow_their_invalidation() {
     assert!(iommu.reachable().is_empty());
 }
 
+/// What appears at the same time is mapped by one call, and goes by one; what was there before is not touched.
+#[test]
+fn a_run_is_mapped_as_one() {
+    let (guest, shadow, iommu) = shadowed(100_000);
+    let counts = || {
+        let counts = shadow.counts();
+        (counts.maps, counts.unmaps)
+    };
+    for page in 1..4 {
+        guest.map_page(page << 12, 0x10_0000 + (page << 12));
+    }
+    guest.submit(&[iotlb_pages(5, 0, 2)]);
+    assert_eq!(counts(), (1, 0));
+    // Its neighbours: one goes on where it ends, one leads elsewhere.
+    guest.map_page(0x4000, 0x10_4000);
+    guest.map_page(0x5000, 0x20_0000);
+    guest.submit(&[iotlb_pages(5, 0, 3)]);
+    assert_eq!(counts(), (3, 0));
+    for page in 1..4 {
+        guest.map(SECOND, 4, page << 12, (1, 0), 3);
+    }
+    guest.submit(&[iotlb_pages(5, 0, 2)]);
+    assert_eq!(counts(), (3, 1));
+    assert_eq!(
+        [0x1000, 0x3000, 0x4000, 0x5000].map(|address| iommu.reaches(address)),
+        [None, None, Some(0x10_4000), Some(0x20_0000)]
+    );
+}
+
+/// The rest of a run of which a part goes is mapped again, be it inside or outside of what was invalidated.
+#[test]
+fn a_part_of_a_run_goes() {
+    let (guest, shadow, iommu) = shadowed(100_000);
+    for page in 0..8 {
+        guest.map_page(page << 12, 0x10_0000 + (page << 12));
+    }
+    guest.submit(&[iotlb_pages(5, 0, 3)]);
+    guest.map(SECOND, 4, 0x4000, (1, 0), 3);
+    guest.submit(&[iotlb_pages(5, 0x4000, 1)]);
+    for page in 0..8_u64 {
+        let expected = (page != 4).then_some(0x10_0000 + (page << 12));
+        assert_eq!(iommu.reaches(page << 12), expected, "{page}");
+    }
+    let counts = shadow.counts();
+    assert_eq!((counts.maps, counts.unmaps), (3, 1));
+}
+
 #[test]
 fn contexts_and_translation_switch_everything() {
     let (guest, _shadow, iommu) = shadowed(100_000);
