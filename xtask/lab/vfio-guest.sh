@@ -2,7 +2,7 @@
 # init of a guest that drives a network card of the host itself: `guest: WHAT: RESULT` lines, as in guest-init.sh. The host, which has
 # another card at the same cable, is 192.168.78.1.
 #
-# On the command line: lab.again for only ping, reboot, ping, power off; lab.peer for the one that others talk to, 192.168.78.3.
+# On the command line: lab.behind for the one behind an IOMMU, which also reboots; lab.peer for the one that others talk to, 192.168.78.3.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -51,17 +51,36 @@ if is peer; then
     echo "guest: peer's sum: $(sum </www/blob)"
     httpd -f -p 8080 -h /www
 fi
-if is again; then
+if is behind; then
     if wget -q -O /dev/null http://192.168.78.1:8080/rebooted; then
         echo "guest: done"
         poweroff -f
     fi
-    echo "guest: reboots"
+    translated() { grep -q DMA "$(readlink -f /sys/class/net/eth0/device)/iommu_group/type"; }
+    check "the function's DMA is translated" translated
+    remapped() { grep eth0 /proc/interrupts | grep -q IR-PCI-MSIX; }
+    check "its interrupts are remapped" remapped
+    dd if=/dev/urandom of=/written bs=64k count=16 2>/dev/null
+    echo "guest: translated transfer begins"
     sleep 1
+    echo "guest: translated download: $(wget -q -O - http://192.168.78.1:8080/small | sum)"
+    nc 192.168.78.1 9001 </written
+    sleep 1
+    echo "guest: translated upload: $(sum </written)"
+    # The function writes how far it sent (82576 VF, TDWBAL) to where nothing is mapped.
+    bar=$(head -c 18 "$(readlink -f /sys/class/net/eth0/device)/resource")
+    devmem $((bar + 0x3838)) 32 $((0x5a5a000 | 1))
+    ping -q -c 1 -W 5 192.168.78.1
+    devmem $((bar + 0x3838)) 32 0
+    check "alive after a blocked write" reached 192.168.78.1
+    ip link set eth0 down
+    echo "guest: interface down"
+    sleep 2
+    echo "guest: reboots"
     reboot -f
 fi
 
-check "peer" soon reached 192.168.78.3
+check "peer" soon ping -q -c 1 -W 2 192.168.78.3
 soon wget -q -O /blob http://192.168.78.3:8080/blob
 echo "guest: sum from the peer: $(sum </blob)"
 

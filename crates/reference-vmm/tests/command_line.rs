@@ -144,6 +144,22 @@ fn vhost_user_backends_that_are_missing_or_no_backends() {
     assert!(message.contains(&wanted), "{message}");
 }
 
+/// What a guest maps in other units, or in first-stage tables, is not told or not carried over.
+#[test]
+fn an_assigned_function_is_behind_no_iommu_that_is_not_told() {
+    if !has_kvm() {
+        return;
+    }
+    let kernel = tempfile::NamedTempFile::new().unwrap();
+    let kernel = kernel.path().to_str().unwrap();
+    for iommu in ["virtio", "vtd", "vtd,caching-mode,scalable"] {
+        let run = ["run", "--kernel", kernel, "--vfio", "01:00.0"];
+        let (status, message) = failure(&[&run[..], &["--iommu", iommu]].concat());
+        assert_eq!(status, Some(1));
+        assert!(message.contains("and no other"), "{iommu}: {message}");
+    }
+}
+
 #[test]
 fn wrong_arguments_have_a_status_of_their_own() {
     for wrong in [

@@ -84,7 +84,7 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "blk=SOCKET|net=SOCKET", value_parser = vhost_user::parse)]
     pub(super) vhost_user: Vec<VhostUserArg>,
 
-    /// PCI function of the host, bound to vfio-pci (`sriov bind`), for the guest to drive itself; all of the guest's memory is pinned for it. May be repeated
+    /// PCI function of the host, bound to vfio-pci (`sriov bind`), for the guest to drive itself; all of the guest's memory is pinned for it, or with `--iommu vtd,caching-mode` what the guest maps. May be repeated
     #[arg(long, value_name = "BDF[,BDF...]", value_delimiter = ',')]
     pub(super) vfio: Vec<PciAddress>,
 

@@ -168,15 +168,15 @@ impl Machine {
             layout = layout.with_last_pci_bus(config.peripherals.devices());
         }
         let shared = !config.peripherals.vhost_user.is_empty();
-        if config.iommu.is_some() {
+        if let Some(iommu) = config.iommu {
+            if !config.peripherals.assigned.is_empty() && !iommu.shadows() {
+                return Err(VfioError::Iommu.into());
+            }
             if config.transport == Transport::Mmio {
                 return Err(IommuError::Transport.into());
             }
             if shared {
                 return Err(VhostUserError::Iommu.into());
-            }
-            if !config.peripherals.assigned.is_empty() {
-                return Err(VfioError::Iommu.into());
             }
         }
         let memory = memory::map(&layout, shared)?;
@@ -196,7 +196,12 @@ impl Machine {
             bus.set_accounting(config.timed)?;
         }
 
-        let assigned = Assigned::attach(&config.peripherals.assigned, &vm, &board)?;
+        let assigned = Assigned::attach(
+            &config.peripherals.assigned,
+            &vm,
+            &board,
+            translation.as_ref(),
+        )?;
         let (peripherals, transport) = (config.peripherals, config.transport);
         let (devices, slots) = match &mut translation {
             None => {

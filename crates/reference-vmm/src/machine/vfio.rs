@@ -3,9 +3,11 @@
 use std::io;
 use std::sync::Arc;
 
+use iommu_emul::shadow::Shadow;
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
 use pio_mmio_bus::pci::{PciFunction, RequesterId, RootError};
 use sriov_vfio::sysfs::{PciAddress, Sysfs, SysfsError};
+use sriov_vfio::vfio::iommu::VfioIommu;
 use sriov_vfio::vfio::kernel::Container;
 use sriov_vfio::vfio::{
     AssignError, AssignedFunction, DmaError, GuestWindow, GuestWindows, OpenError, Policy,
@@ -14,8 +16,9 @@ use sriov_vfio::vfio::{
 use vfio_ioctls::VfioDeviceFd;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
-use super::MachineError;
 use super::board::Motherboard;
+use super::iommu::Translation;
+use super::{MachineError, Memory};
 use crate::kvm::{KvmError, Vm, Window};
 
 /// Device number of the first of them on bus 0; the others come before it.
@@ -25,10 +28,11 @@ const FIRST: u8 = 24;
 #[derive(Debug, thiserror::Error)]
 pub enum VfioError {
     /// Its DMA would pass by the IOMMU.
-    #[error(
-        "an assigned function reaches all of the guest's memory, and cannot be put behind an IOMMU"
-    )]
+    #[error("an assigned function can be put behind `--iommu vtd,caching-mode`, and no other")]
     Iommu,
+    /// The guest's memory was not mapped for it, as it is while the IOMMU is off.
+    #[error("{0}: the guest's memory cannot be pinned for it")]
+    Pin(PciAddress),
     /// It was named before.
     #[error("{0}: is assigned twice")]
     Twice(PciAddress),
@@ -62,52 +66,60 @@ pub enum VfioError {
 /// The functions that the guest has.
 pub(super) struct Assigned {
     functions: Vec<Arc<AssignedFunction>>,
+    /// What the guest maps for each, if they are behind an IOMMU.
+    shadows: Vec<Arc<Shadow<Memory, VfioIommu>>>,
 }
 
 impl Assigned {
-    /// Takes the functions from the host, lets them reach the guest's memory, and puts them on bus 0.
+    /// Takes the functions from the host, lets them reach the guest's memory, or what `translation` maps of it, and puts them on bus 0.
     pub(super) fn attach(
         addresses: &[PciAddress],
         vm: &Vm,
         board: &Motherboard,
+        translation: Option<&Translation>,
     ) -> Result<Self, MachineError> {
-        let mut functions = Vec::new();
+        let mut assigned = Self {
+            functions: Vec::new(),
+            shadows: Vec::new(),
+        };
         if addresses.is_empty() {
-            return Ok(Self { functions });
+            return Ok(assigned);
         }
-        let sysfs = Sysfs::default();
-        let container = Container::new(Some(kvm_device(vm)?)).map_err(VfioError::from)?;
+        let kvm = kvm_device(vm)?;
+        let container = || Container::new(Some(kvm.clone())).map_err(VfioError::from);
+        let shared = container()?;
         for (index, &address) in addresses.iter().enumerate() {
             if addresses.iter().take(index).any(|other| *other == address) {
                 return Err(VfioError::Twice(address).into());
             }
-            let device = container.open(&sysfs, address).map_err(VfioError::from)?;
-            let known = sysfs.function(address).map_err(VfioError::from)?;
-            let policy = Policy {
-                identity: Some((known.vendor, known.device)),
-                ..Policy::default()
-            };
-            let router = board.controller.router();
-            let function = AssignedFunction::new(device, policy, board.root.decoder(), router)
-                .map_err(|source| VfioError::Assign {
-                    function: address,
-                    source,
-                })?;
-            function
-                .show_bars(&Slots(vm.clone()))
-                .map_err(|source| VfioError::Map {
-                    function: address,
-                    source,
-                })?;
             let number = FIRST.saturating_sub(u8::try_from(index).unwrap_or(u8::MAX));
+            let devfn = RequesterId::devfn_of(number, 0);
+            let function = match translation {
+                None => open(&shared, address, vm, board)?,
+                Some(Translation::Vtd(vtd)) => {
+                    // An address space of its own, as the guest may map something else for each.
+                    let own = container()?;
+                    let function = open(&own, address, vm, board)?;
+                    let iommu = VfioIommu::new(own, vm.memory().clone());
+                    let shadow = vtd.shadow(RequesterId::new(0, devfn), iommu);
+                    if shadow.counts().refused != 0 {
+                        return Err(VfioError::Pin(address).into());
+                    }
+                    assigned.shadows.push(shadow);
+                    function
+                }
+                Some(Translation::Virtio(_)) => return Err(VfioError::Iommu.into()),
+            };
             let bus = board.root.bus();
-            bus.insert(RequesterId::devfn_of(number, 0), function.clone())
+            bus.insert(devfn, function.clone())
                 .map_err(RootError::from)?;
-            functions.push(function);
+            assigned.functions.push(function);
         }
-        // VFIO has an address space once it has a function.
-        map_guest_memory(&*container, vm.memory()).map_err(VfioError::from)?;
-        Ok(Self { functions })
+        if translation.is_none() {
+            // VFIO has an address space once it has a function.
+            map_guest_memory(&*shared, vm.memory()).map_err(VfioError::from)?;
+        }
+        Ok(assigned)
     }
 
     /// Resets the functions: on return no DMA is in flight.
@@ -116,6 +128,37 @@ impl Assigned {
             function.reset();
         }
     }
+}
+
+/// Takes a function from the host, and shows its BARs.
+fn open(
+    container: &Arc<Container>,
+    address: PciAddress,
+    vm: &Vm,
+    board: &Motherboard,
+) -> Result<Arc<AssignedFunction>, VfioError> {
+    let sysfs = Sysfs::default();
+    let device = container.open(&sysfs, address)?;
+    let known = sysfs.function(address)?;
+    let policy = Policy {
+        identity: Some((known.vendor, known.device)),
+        ..Policy::default()
+    };
+    let router = board.controller.router();
+    let function =
+        AssignedFunction::new(device, policy, board.root.decoder(), router).map_err(|source| {
+            VfioError::Assign {
+                function: address,
+                source,
+            }
+        })?;
+    function
+        .show_bars(&Slots(vm.clone()))
+        .map_err(|source| VfioError::Map {
+            function: address,
+            source,
+        })?;
+    Ok(function)
 }
 
 /// KVM's view of VFIO: without, KVM does not know of devices that do not snoop caches.

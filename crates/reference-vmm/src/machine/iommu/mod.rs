@@ -39,6 +39,18 @@ impl Iommu {
             Self::Virtio => Irqchip::Full,
         }
     }
+
+    /// Whether what the guest maps can be carried over for a function of the host: the guest must tell of it, and in second-stage tables.
+    pub(super) fn shadows(self) -> bool {
+        matches!(
+            self,
+            Self::Vtd(VtdOptions {
+                caching_mode: true,
+                scalable: false,
+                sidecore: _,
+            })
+        )
+    }
 }
 
 /// What a VT-d unit can do besides the usual.

@@ -3,9 +3,12 @@ use std::time::Duration;
 
 use iommu_emul::dma::DmaView;
 use iommu_emul::dmar::{DeviceScope, Dmar, Drhd};
+use iommu_emul::mapping::PhysicalIommu;
+use iommu_emul::shadow::Shadow;
 use iommu_emul::sidecore::{Backoff, Counters, PageControl, PolledUnit, Sidecore};
 use iommu_emul::vtd::{Config, Remapper, Unit};
 use pio_mmio_bus::interrupt::MsiRouter;
+use pio_mmio_bus::pci::RequesterId;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::{IommuError, VtdOptions};
@@ -75,6 +78,16 @@ impl Vtd {
         }
     }
 
+    /// Keeps `iommu` equal to what the guest maps for `requester`, as long as what is returned lives. The guest has to tell of
+    /// what it maps, and in tables that can be shadowed ([`Iommu::shadows`](super::Iommu::shadows)).
+    pub(in crate::machine) fn shadow<P: PhysicalIommu + Send + Sync + 'static>(
+        &self,
+        requester: RequesterId,
+        iommu: P,
+    ) -> Arc<Shadow<Memory, P>> {
+        Shadow::new(Arc::clone(&self.unit), requester, iommu, SHADOW_BUDGET)
+    }
+
     /// Puts the registers on the bus, and before the first page of them the sidecore's, if there is one.
     pub(in crate::machine) fn place(
         &self,
@@ -126,6 +139,9 @@ impl Vtd {
         Ok(dmar)
     }
 }
+
+/// Entries that a look at all of a guest's tables may take: those of 4 GiB in small pages.
+const SHADOW_BUDGET: u64 = 1 << 20;
 
 /// The sidecore may share its core with a vCPU that waits for it, so it soon lets others run.
 const BACKOFF: Backoff = Backoff {
