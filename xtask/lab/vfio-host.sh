@@ -97,13 +97,21 @@ map=0x3b71
 unmap=0x3b72
 echo "hist:keys=cmd if cmd == $map || cmd == $unmap" >$calls/trigger
 counted() { sed -n "s/^{ cmd: *$(printf %d $1) *} hitcount: *//p" $calls/hist; }
+locked() { sed -n 's/VmLck:[^0-9]*//p' "/proc/$(cat "$WORK/behind.pid")/status"; }
 pinned() {
-    vmm=$(cat "$WORK/behind.pid")
-    echo "host: pinned $1: $(sed -n 's/VmLck:[^0-9]*//p' /proc/"$vmm"/status), map and unmap calls: $(counted $map) $(counted $unmap)"
+    echo "host: pinned $1: $(locked), map and unmap calls: $(counted $map) $(counted $unmap)"
 }
 nc -l -p 9001 <>"$WORK/silent" >"$WORK/translated" &
 nc2=$!
-(sleep 3; pinned "before") &
+# All of it, as long as the guest's unit is off.
+all() {
+    for _ in $(seq 100); do
+        [ "$(locked 2>/dev/null)" = "262144 kB" ] && return 0
+        sleep 0.1
+    done
+    return 1
+}
+(check "all is pinned before" all) &
 VMM="$VMM --iommu vtd,strict,caching-mode"
 run behind "$card" "lab.behind intel_iommu=on iomem=relaxed" | while IFS= read -r line; do
     printf '%s\n' "$line"
