@@ -70,7 +70,7 @@ nc2=
 
 # run NAME FUNCTION WORDS: the VMM, with these words for the guest's kernel.
 run() {
-    timeout -k 5 100 sh -c "echo \$\$ >$WORK/$1.pid; exec $VMM --vfio $2 --cmdline 'console=ttyS0 quiet panic=-1 $3'" </dev/null 2>&1
+    timeout -k 5 150 sh -c "echo \$\$ >$WORK/$1.pid; exec $VMM --vfio $2 --cmdline 'console=ttyS0 quiet panic=-1 $3'" </dev/null 2>&1
     echo "host: $1 vmm status: $?"
 }
 run peer "$other" lab.peer >/job/peer.log &

@@ -155,7 +155,7 @@ pub fn run(progress: &Progress) -> Result<Transfer> {
     let host = Host {
         hardware: HARDWARE.map(str::to_owned).to_vec(),
         append: "intel_iommu=on".to_owned(),
-        ..Host::new("vfio", Duration::from_secs(240))
+        ..Host::new("vfio", Duration::from_secs(300))
     };
     let (transfer, attempt) = attempts(&host.name, || {
         let finished = host.run(host.folder()?, &script, progress)?;
