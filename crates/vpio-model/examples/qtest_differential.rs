@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write as _};
+use std::io::{self, BufRead, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
+use std::thread;
 
 use vpio_model::engine::{At, Dma, Engine, Passthrough, Physical, Translation};
 use vpio_model::hooks::Hook;
@@ -488,6 +489,30 @@ fn program(
     Ok(())
 }
 
+/// Compares on so many programs. Returns what to print and whether the two always agreed.
+fn compare(target: &Target, programs: u64, seed: u64) -> io::Result<(String, bool)> {
+    let model = Arc::new(Model::parse(target.device, target.model).unwrap());
+    let mut hooks = model.hooks(Sharing::Exclusive).registers;
+    hooks.retain(|hook| hook.writes);
+    let (mut random, mut results) = (Random(seed | 1 << 63), Results::default());
+    for _ in 0..programs {
+        program(target, &model, &hooks, &mut random, &mut results)?;
+    }
+    let mut report = format!(
+        "{} ({}): {programs} programs, {} accesses, {} denied, {} comparisons, {} operations",
+        target.device,
+        model.name(),
+        results.accesses,
+        results.denied,
+        results.compared,
+        results.operations
+    );
+    for (what, (count, example)) in &results.disagreements {
+        report += &format!("\n  {what}: {count} times, first: {example}");
+    }
+    Ok((report, results.disagreements.is_empty()))
+}
+
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
     let mut number = |default| {
@@ -497,30 +522,21 @@ fn main() -> ExitCode {
     };
     let (programs, seed): (u64, u64) = (number(200), number(1));
     let mut code = ExitCode::SUCCESS;
-    for target in &TARGETS {
-        let model = Arc::new(Model::parse(target.device, target.model).unwrap());
-        let mut hooks = model.hooks(Sharing::Exclusive).registers;
-        hooks.retain(|hook| hook.writes);
-        let (mut random, mut results) = (Random(seed | 1 << 63), Results::default());
-        for _ in 0..programs {
-            if let Err(error) = program(target, &model, &hooks, &mut random, &mut results) {
-                println!("SKIPPED: qemu-system-x86_64: {error}");
-                return code;
+    // A device and its QEMU take turns: side by side they keep all processors busy.
+    thread::scope(|scope| {
+        let start = |target| scope.spawn(move || compare(target, programs, seed));
+        let devices: Vec<_> = TARGETS.iter().map(start).collect();
+        for device in devices {
+            match device.join().unwrap() {
+                Ok((report, agreed)) => {
+                    println!("{report}");
+                    if !agreed {
+                        code = ExitCode::FAILURE;
+                    }
+                }
+                Err(error) => println!("SKIPPED: qemu-system-x86_64: {error}"),
             }
         }
-        println!(
-            "{} ({}): {programs} programs, {} accesses, {} denied, {} comparisons, {} operations",
-            target.device,
-            model.name(),
-            results.accesses,
-            results.denied,
-            results.compared,
-            results.operations
-        );
-        for (what, (count, example)) in &results.disagreements {
-            println!("  {what}: {count} times, first: {example}");
-            code = ExitCode::FAILURE;
-        }
-    }
+    });
     code
 }
