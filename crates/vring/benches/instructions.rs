@@ -26,13 +26,13 @@ const DEVICE: [[f64; 2]; workload::CASES.len()] = [
 
 /// Both sides, buffers of one descriptor in batches of 16, and what is recorded.
 const BOTH: [(&str, Features, f64); 4] = [
-    ("split", Features::empty(), 511.8),
-    ("packed", Features::RING_PACKED, 583.8),
-    ("split, in order", Features::IN_ORDER, 517.3),
+    ("split", Features::empty(), 375.4),
+    ("packed", Features::RING_PACKED, 409.4),
+    ("split, in order", Features::IN_ORDER, 380.4),
     (
         "packed, in order",
         Features::RING_PACKED.union(Features::IN_ORDER),
-        626.4,
+        454.9,
     ),
 ];
 const BOTH_BATCH: u16 = 16;

@@ -115,6 +115,7 @@ struct Layout<'b> {
 
 impl Layout<'_> {
     /// Checks the rules that do not depend on what is free.
+    #[inline(always)]
     fn check(&self, features: Features, size: u16) -> Result<(), AddError> {
         let count = self.buffers.len();
         if count == 0 {
@@ -133,6 +134,7 @@ impl Layout<'_> {
     }
 
     /// Descriptors in the ring.
+    #[inline(always)]
     fn slots(&self) -> u16 {
         if self.table.is_some() {
             1
@@ -152,6 +154,7 @@ impl Layout<'_> {
             .saturating_mul(16)
     }
 
+    #[inline(always)]
     fn writable(&self) -> u64 {
         self.buffers
             .iter()
@@ -203,6 +206,7 @@ impl<A: GuestAddressSpace, T> DriverQueue<A, T> {
     }
 
     /// Makes a chain of buffers available, the readable ones first, a descriptor in the ring for each.
+    #[inline(always)]
     pub fn add(&mut self, buffers: &[Buffer], token: T) -> Result<(), AddError> {
         self.stage(
             Layout {
@@ -260,6 +264,7 @@ impl<A: GuestAddressSpace, T> DriverQueue<A, T> {
         Ok(added)
     }
 
+    #[inline(always)]
     fn stage(&mut self, layout: Layout<'_>, token: T) -> Result<(), AddError> {
         if self.broken {
             return Err(AddError::Broken);
@@ -267,6 +272,7 @@ impl<A: GuestAddressSpace, T> DriverQueue<A, T> {
         each!(&mut self.ring, ring => ring.stage(layout, token))
     }
 
+    #[inline(always)]
     fn publish(&mut self) {
         each!(&mut self.ring, ring => ring.publish());
     }
@@ -283,6 +289,7 @@ impl<A: GuestAddressSpace, T> DriverQueue<A, T> {
     }
 
     /// Takes a chain that the device is done with.
+    #[inline(always)]
     pub fn take(&mut self) -> Result<Option<Used<T>>, DeviceFault> {
         if self.broken {
             return Err(DeviceFault::Broken);
@@ -310,6 +317,7 @@ impl<A: GuestAddressSpace, T> DriverQueue<A, T> {
 }
 
 /// Ends a chain in flight, if the device may end it so.
+#[inline(always)]
 fn end<T>(
     in_flight: &mut [Option<InFlight<T>>],
     head: u16,

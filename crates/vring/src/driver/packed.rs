@@ -84,6 +84,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         Ok(queue)
     }
 
+    #[inline(always)]
     pub(super) fn stage(&mut self, layout: Layout<'_>, token: T) -> Result<(), AddError> {
         layout.check(self.features, self.size)?;
         let slots = layout.slots();
@@ -175,6 +176,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
             .map_err(|_| AddError::Table(error))
     }
 
+    #[inline(always)]
     pub(super) fn publish(&mut self) {
         if let Some((offset, word)) = self.staged.take() {
             // Release: the device sees buffers and later descriptors before the first.
@@ -208,6 +210,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         self.next_avail.off_wrap()
     }
 
+    #[inline(always)]
     pub(super) fn take(&mut self) -> Result<Option<Used<T>>, DeviceFault> {
         let (id, written) = match self.batch {
             Some(batch) => batch,
@@ -229,6 +232,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
     }
 
     /// Reads the next used descriptor.
+    #[inline(always)]
     fn read_used(&self) -> Result<Option<(u16, u32)>, DeviceFault> {
         let offset = self.next_used.offset() + 8;
         // Acquire: buffers are read after the flags. What is not ours to use has the flags that we wrote.
@@ -248,6 +252,7 @@ impl<A: GuestAddressSpace, T> Packed<A, T> {
         Ok(Some((id, descriptor.len.get())))
     }
 
+    #[inline(always)]
     fn end(&mut self, id: u16, written: Option<u32>) -> Result<Used<T>, DeviceFault> {
         let (chain, written) = end(&mut self.in_flight, id, written)?;
         self.ids.push(id);

@@ -107,6 +107,7 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
         u16::from_le(self.used.load::<AtomicU16>(offset, order))
     }
 
+    #[inline(always)]
     pub(super) fn stage(&mut self, layout: Layout<'_>, token: T) -> Result<(), AddError> {
         layout.check(self.features, self.size)?;
         let slots = layout.slots();
@@ -188,6 +189,7 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
             .map_err(|_| AddError::Table(error))
     }
 
+    #[inline(always)]
     pub(super) fn publish(&mut self) {
         let new = self.next_avail.wrapping_sub(self.published);
         self.unkicked = self.unkicked.saturating_add(new.into());
@@ -217,6 +219,7 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
         self.next_avail
     }
 
+    #[inline(always)]
     pub(super) fn take(&mut self) -> Result<Option<Used<T>>, DeviceFault> {
         let (head, written) = match self.batch {
             Some(batch) => batch,
@@ -239,6 +242,7 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
     }
 
     /// Reads the next entry of the used ring.
+    #[inline(always)]
     fn read_used(&mut self) -> Result<Option<(u16, u32)>, DeviceFault> {
         if self.next_used == self.used_idx {
             // Acquire: entries and buffers are read after the index that covers them.
@@ -272,6 +276,7 @@ impl<A: GuestAddressSpace, T> Split<A, T> {
         Ok(Some((head, written)))
     }
 
+    #[inline(always)]
     fn end(&mut self, head: u16, written: Option<u32>) -> Result<Used<T>, DeviceFault> {
         let (chain, written) = end(&mut self.in_flight, head, written)?;
         if !self.features.contains(Features::IN_ORDER) {
