@@ -7,7 +7,7 @@
 )]
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-use vring::{Buffer, Chain, DriverQueue, Features, Queue, QueueConfig};
+use vring::{Buffer, Chain, DriverQueue, Error, Features, Queue, QueueConfig};
 
 type Memory = GuestMemoryMmap<()>;
 
@@ -183,5 +183,31 @@ fn runs_of_every_length_at_every_position() {
                 assert_eq!(ends.take(), expected);
             }
         }
+    }
+}
+
+#[test]
+fn a_chain_that_waits_is_not_pushed_again_in_the_guise_of_another_queue() {
+    for features in [Features::empty(), Features::RING_PACKED] {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
+        let mut ends = Ends::new(&memory, features);
+        let config = QueueConfig {
+            size: SIZE.into(),
+            desc: GuestAddress(DESC),
+            avail: GuestAddress(0x2000),
+            used: GuestAddress(USED),
+            features: features | Features::VERSION_1 | Features::IN_ORDER,
+        };
+        let mut other = Queue::new(&memory, &config, None).unwrap();
+        let mut chains = ends.pass(1, &[8, 8]);
+        let mut foreign: Vec<_> = (0..2)
+            .map(|_| other.pop(&&memory).unwrap().unwrap())
+            .collect();
+        let (late, head) = (chains.pop().unwrap(), foreign[1].head());
+        ends.device.stage(late, 8).unwrap();
+        let again = ends.device.stage(foreign.pop().unwrap(), 8);
+        assert_eq!(again, Err(Error::NotInFlight(head)));
+        ends.device.push(chains.pop().unwrap(), 8).unwrap();
+        assert_eq!(ends.take().len(), 2);
     }
 }
