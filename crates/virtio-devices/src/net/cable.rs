@@ -316,8 +316,6 @@ impl AsRawFd for CablePort {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "test code")]
-
     use super::*;
 
     /// Host memory from a guest's frames is bounded (CVE-2016-5403 and its kind): batches that were received are not all kept.
