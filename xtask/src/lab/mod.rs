@@ -3,9 +3,11 @@
 pub mod attempts;
 pub mod boot;
 pub mod debian;
+pub mod disk;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;
+pub mod programs;
 pub mod sriov;
 pub mod vfio;
 pub mod vhost;
@@ -46,6 +48,8 @@ enum Scenario {
     Sriov,
     /// Give a network card behind a real kernel's VT-d to a Debian guest, which drives it itself
     Vfio,
+    /// Give an NVMe disk behind a real kernel's VT-d to a Debian guest, which makes a file system on it
+    Disk,
     /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
     VirtualFunctions,
     /// Fetch a Debian kernel and print the path of its image
@@ -81,6 +85,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Vhost => run_vhost(),
         Scenario::Sriov => run_sriov(),
         Scenario::Vfio => run_vfio(),
+        Scenario::Disk => run_disk(),
         Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Kernel(args) => print_kernel(args),
     }
@@ -131,6 +136,12 @@ fn run_sriov() -> Result<()> {
 
 fn run_vfio() -> Result<()> {
     println!("{}", vfio::run(&Progress::new("vfio"))?);
+    Ok(())
+}
+
+fn run_disk() -> Result<()> {
+    let (counts, attempt) = disk::run(&Progress::new("disk"))?;
+    println!("requests and interrupts: {counts}, at attempt {attempt}");
     Ok(())
 }
 

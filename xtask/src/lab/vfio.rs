@@ -13,7 +13,8 @@ use super::boot::exits::Exits;
 use super::host::{Finished, Host};
 use super::initramfs;
 use super::kernel::{Kernel, Series};
-use crate::process::{self, quoted};
+use super::programs;
+use crate::process::quoted;
 use crate::progress::Progress;
 use crate::workspace;
 
@@ -120,36 +121,22 @@ impl fmt::Display for Transfer {
 /// Runs the scenario.
 pub fn run(progress: &Progress) -> Result<Transfer> {
     progress.step("building sriov and reference-vmm");
-    for build in [
-        &[
-            "build",
-            "-p",
-            "sriov-vfio",
-            "--features",
-            "bin",
-            "--bin",
-            "sriov",
-        ][..],
-        &["build", "--release", "-p", "reference-vmm"],
-    ] {
-        process::run_quietly(workspace::cargo()?.args(build))?;
-    }
+    let (sriov, vmm) = (programs::sriov()?, programs::reference_vmm()?);
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
     let initrd = lab.join("vfio-guest.initrd");
     let archive = initramfs::build(&lab, &kernel, &["igbvf"], GUEST_INIT, &[])?;
     fs::write(&initrd, archive)?;
-    let target = workspace::target()?;
     let quote = |path: &Path| quoted(&path.to_string_lossy());
     let vmm = format!(
         "{} run --kernel {} --initrd {} --memory 256M",
-        quote(&target.join("release/reference-vmm")),
+        quote(&vmm),
         quote(&kernel.image),
         quote(&initrd)
     );
     let script = format!(
         "SRIOV={}\nVMM={}\nWORK=/run/lab\n{HOST_SCRIPT}",
-        quote(&target.join("debug/sriov")),
+        quote(&sriov),
         quoted(&vmm)
     );
     let host = Host {

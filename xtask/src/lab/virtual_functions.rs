@@ -11,7 +11,8 @@ use super::boot::program;
 use super::host::{Finished, Host};
 use super::initramfs;
 use super::kernel::{Kernel, Series};
-use crate::process::{self, quoted};
+use super::programs;
+use crate::process::quoted;
 use crate::progress::Progress;
 use crate::workspace;
 
@@ -96,14 +97,13 @@ impl fmt::Display for Carried {
 /// Runs the scenario.
 pub fn run(progress: &Progress) -> Result<Carried> {
     progress.step("building reference-vmm");
-    process::run_quietly(workspace::cargo()?.args(["build", "--release", "-p", "reference-vmm"]))?;
+    let vmm = programs::reference_vmm()?;
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
     let initrd = lab.join("virtual-functions-guest.initrd");
     let programs = [program(&lab, "vf")?];
     let archive = initramfs::build(&lab, &kernel, &MODULES, GUEST_INIT, &programs)?;
     fs::write(&initrd, archive)?;
-    let vmm = workspace::target()?.join("release/reference-vmm");
     let [vmm, image, initrd] =
         [&vmm, &kernel.image, &initrd].map(|path| quoted(&path.to_string_lossy()));
     let vmm =

@@ -14,7 +14,7 @@ use super::{Outcome, Run, Session};
 use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{sriov, vfio, vhost, virtual_functions};
+use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -48,6 +48,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("vhost-user", vhost_user),
     ("sr-iov", sr_iov),
     ("assigned function", assigned_function),
+    ("assigned disk", assigned_disk),
     ("virtual functions of ours", our_virtual_functions),
     ("boot, elf kernel, root ports, reboot", |session| {
         boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
@@ -149,6 +150,20 @@ fn assigned_function(session: &Session) -> Result<Outcome> {
     })
 }
 
+fn assigned_disk(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let (counts, attempt) = disk::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: disk::CHECKS,
+            ..Counts::default()
+        },
+        note: format!("requests and interrupts: {counts}{}", at_attempt(attempt)),
+    })
+}
+
 fn our_virtual_functions(session: &Session) -> Result<Outcome> {
     if let Some(skipped) = unavailable(session)? {
         return Ok(skipped);
@@ -177,7 +192,7 @@ fn kvm_here(session: &Session) -> Result<Outcome> {
         let outcome = session.tests("kvm-here", command.arg("--show-output"))?;
         counts = counts.and(outcome.counts);
     }
-    let mut demo = Command::new(reference_vmm()?);
+    let mut demo = Command::new(programs::reference_vmm()?);
     let outcome = session.check("demo-here", demo.arg("demo"))?;
     Ok(Outcome {
         counts: counts.and(outcome.counts),
@@ -194,7 +209,7 @@ fn kvm_in_the_lab(session: &Session) -> Result<Outcome> {
         let binary = quoted(&binary.to_string_lossy());
         script.push_str(&format!("{binary} --show-output || failed=1\n"));
     }
-    let vmm = reference_vmm()?;
+    let vmm = programs::reference_vmm()?;
     script.push_str(&format!(
         "{} demo || failed=1\nexit $failed\n",
         quoted(&vmm.to_string_lossy())
@@ -230,12 +245,6 @@ fn unavailable(session: &Session) -> Result<Option<Outcome>> {
         bail!("{why}: on CI the lab must run");
     }
     Ok(Some(Outcome::skipped(why)))
-}
-
-/// The release build of the VMM.
-fn reference_vmm() -> Result<PathBuf> {
-    process::run_quietly(workspace::cargo()?.args(["build", "--release", "-p", "reference-vmm"]))?;
-    Ok(workspace::target()?.join("release/reference-vmm"))
 }
 
 /// The test binaries of the crate that drives KVM.

@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 use super::attempts::{attempts, reported};
 use super::host::{Finished, Host};
 use super::kernel::{Kernel, Series};
-use super::{debian, initramfs, vhost};
+use super::{debian, initramfs, programs, vhost};
 use crate::process::{self, quoted};
 use crate::progress::Progress;
 use crate::workspace;
@@ -279,8 +279,7 @@ impl Guest {
         }
         if args.vmm == Vmm::Reference {
             progress.step("building reference-vmm");
-            let mut build = workspace::cargo()?;
-            process::run_quietly(build.args(["build", "--release", "-p", "reference-vmm"]))?;
+            programs::reference_vmm()?;
         }
         Ok(Self {
             image,
