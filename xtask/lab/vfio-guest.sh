@@ -2,7 +2,8 @@
 # init of a guest that drives a network card of the host itself: `guest: WHAT: RESULT` lines, as in guest-init.sh. The host, which has
 # another card at the same cable, is 192.168.78.1.
 #
-# On the command line: lab.behind for the one behind an IOMMU, which also reboots; lab.peer for the one that others talk to, 192.168.78.3.
+# On the command line: lab.first for the one that is measured; lab.behind for the one behind an IOMMU, which also reboots; lab.peer for
+# the one that others talk to, 192.168.78.3; nothing of this for that of the book's page.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -38,6 +39,10 @@ soon() { # soon COMMAND…: it succeeds within a minute
 }
 link() { [ "$(cat /sys/class/net/eth0/carrier)" = 1 ]; }
 check "link" soon link
+if ! grep -q lab /proc/cmdline; then
+    check "the page's guest has a link" link
+    poweroff -f
+fi
 reached() { ping -q -c 3 -W 5 "$1"; }
 if ! check "ping" reached 192.168.78.1; then
     dmesg | grep -E 'igb|0000:00:18' | sed 's/^/guest: kernel log: /'

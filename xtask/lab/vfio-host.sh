@@ -1,9 +1,12 @@
 # Runs in the lab's host, which has VT-d, an 82576 (igb) and an 82574 (e1000e) at the same cable: gives virtual functions of the former to
 # guests, one `host: WHAT: RESULT` line for each check.
 #
-# SRIOV  the program
-# VMM    reference-vmm and its arguments, but for the function and the guest's command line
-# WORK   a folder for what is not kept
+# SRIOV          the program
+# REFERENCE_VMM  the VMM
+# VMM            that and its arguments, but for the function and the guest's command line
+# KERNEL         the guest's, as among the arguments
+# INITRD         the same
+# WORK           a folder for what is not kept
 set -u
 failed=0
 check() { # check WHAT COMMAND…
@@ -16,10 +19,29 @@ check() { # check WHAT COMMAND…
         failed=1
     fi
 }
-load() { modprobe -d "$LAB_KERNEL_ROOT" "$1" || echo "host: cannot load $1"; }
+modprobe() { command modprobe -d "$LAB_KERNEL_ROOT" "$1"; }
+load() { modprobe "$1" || echo "host: cannot load $1"; }
 devices=/sys/bus/pci/devices
 own=$(basename "$(dirname "$(grep -l 0x10d3 $devices/*/device)")")
-mkdir -p "$WORK/www"
+mkdir -p "$WORK/www" "$WORK/page" "$WORK/bin"
+# The book's page, followed: its reader has these programs and files.
+ln -s "$SRIOV" "$WORK/bin/sriov"
+printf '#!/bin/sh\nexec timeout -k 5 100 "%s" "$@"\n' "$REFERENCE_VMM" >"$WORK/bin/reference-vmm"
+chmod +x "$WORK/bin/reference-vmm"
+PATH=$WORK/bin:$PATH
+ln -s "$KERNEL" "$WORK/page/vmlinuz"
+ln -s "$INITRD" "$WORK/page/initrd.img"
+# page WORDS: its commands that begin with these.
+page() {
+    here=$PWD
+    cd "$WORK/page" || exit 1
+    while IFS= read -r line <&8; do
+        case $line in
+        "$1"*) check "page: $line" eval "$line" </dev/null ;;
+        esac
+    done 8</job/page
+    cd "$here" || exit 1
+}
 # refused WORDS FUNCTION: the VMM ends with one line that contains WORDS.
 refused() {
     ! sh -c "$VMM --vfio $2" >"$WORK/errors" 2>&1 && [ "$(wc -l <"$WORK/errors")" = 1 ] && grep -q "$1" "$WORK/errors" ||
@@ -29,17 +51,15 @@ refused() {
 load e1000e
 load igb
 pf=$(basename "$(dirname "$(grep -l 0x10c9 $devices/*/device)")")
-enable() { "$SRIOV" enable "$pf" 2 --up --no-driver >"$WORK/functions"; }
-check "enable" enable
-card=$(sed -n 1p "$WORK/functions")
-other=$(sed -n 2p "$WORK/functions")
-check "no VFIO is said" refused "modprobe vfio-pci vfio_iommu_type1" "$card"
-load vfio-pci
-load vfio_iommu_type1
+check "no VFIO is said" refused "modprobe vfio-pci vfio_iommu_type1" "$pf"
+page "modprobe "
+page "sriov enable "
+card=$(basename "$(readlink "$devices/$pf/virtfn0")")
+other=$(basename "$(readlink "$devices/$pf/virtfn1")")
 check "no such function is said" refused "there is no such function" 77:00.0
 check "no driver is said" refused "$card: no driver has it, not vfio-pci: run .sriov bind $card" "$card"
 check "another driver is said" refused "$own: e1000e has it, not vfio-pci" "$own"
-check "bind" "$SRIOV" bind "$card"
+page "sriov bind "
 check "bind the other" "$SRIOV" bind "$other"
 check "twice is said" refused "$card: is assigned twice" "$card,$card"
 check "an IOMMU that does not tell is refused" refused "behind .--iommu vtd,caching-mode., and no other" "$card --iommu virtio"
@@ -53,6 +73,7 @@ ip addr add 192.168.78.1/24 dev "$interface"
 ip link set "$interface" up
 head -c 4194304 /dev/urandom >"$WORK/www/blob"
 head -c 1048576 /dev/urandom >"$WORK/www/small"
+page "reference-vmm "
 httpd -f -p 192.168.78.1:8080 -h "$WORK/www" &
 httpd=$!
 trap 'kill $httpd $nc $nc2 2>/dev/null' EXIT
@@ -75,7 +96,7 @@ run() {
 }
 run peer "$other" lab.peer >/job/peer.log &
 peer=$!
-run first "$card" "" | while IFS= read -r line; do
+run first "$card" lab.first | while IFS= read -r line; do
     printf '%s\n' "$line"
     case $line in
     "guest: transfer begins"*)
@@ -141,8 +162,8 @@ blocked() {
     grep -q "Write.*device \[${card#0000:}\] fault addr 0x5a5a000 " "$WORK/faults" && ! grep "fault addr" "$WORK/faults" | grep -v 0x5a5a000
 }
 check "only what it wrote elsewhere was blocked" blocked
-check "release" "$SRIOV" release "$card"
-check "disable" "$SRIOV" disable "$pf"
+page "sriov release "
+page "sriov disable "
 [ $failed = 0 ] || {
     ip -s link
     dmesg | grep -iE 'e1000e|igb|vfio|dmar'

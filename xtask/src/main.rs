@@ -1,6 +1,7 @@
 //! The tasks of this workspace.
 
 mod bench;
+mod book;
 mod fuzz;
 mod lab;
 mod process;

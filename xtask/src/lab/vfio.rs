@@ -13,8 +13,8 @@ use super::boot::exits::Exits;
 use super::host::{Finished, Host};
 use super::initramfs;
 use super::kernel::{Kernel, Series};
-use super::programs;
-use crate::process::quoted;
+use crate::book;
+use crate::process::{self, quoted};
 use crate::progress::Progress;
 use crate::workspace;
 
@@ -41,15 +41,16 @@ const HARDWARE: [&str; 16] = [
     "-device",
     "e1000e,bus=rp1,netdev=n1,mac=52:54:00:12:34:57",
 ];
-/// What the guest and the host must have reported.
-const EXPECTED: [&str; 35] = [
-    "host: enable: ok",
+/// The page whose commands the host follows as they stand, besides what it does to be refused.
+const PAGE: &str = include_str!("../../../docs/src/assigning-a-device.md");
+/// What the guest and the host must have reported, besides the page's commands.
+const EXPECTED: [&str; 32] = [
     "host: no VFIO is said: ok",
     "host: no such function is said: ok",
     "host: no driver is said: ok",
     "host: another driver is said: ok",
-    "host: bind: ok",
     "host: bind the other: ok",
+    "guest: the page's guest has a link: ok",
     "host: twice is said: ok",
     "host: an IOMMU that does not tell is refused: ok",
     "host: another user is said: ok",
@@ -74,13 +75,9 @@ const EXPECTED: [&str; 35] = [
     "host: two lives of a guest had the function: ok",
     "host: the last VMM ended: ok",
     "host: only what it wrote elsewhere was blocked: ok",
-    "host: release: ok",
-    "host: disable: ok",
     "host: no DMA was blocked: ok",
     "guest: packets and interrupts: ",
 ];
-/// How many checks a run makes.
-pub const CHECKS: u64 = EXPECTED.len() as u64;
 /// Each guest's last words: two have them.
 const LAST_WORDS: &str = "guest: done";
 
@@ -95,6 +92,8 @@ pub struct Transfer {
     pub exits: Exits,
     /// What VFIO pinned, and how often it was called, at several times behind an IOMMU.
     pub pinned: Vec<String>,
+    /// How many checks were made.
+    pub checks: u64,
     /// At which attempt the guests lived, from 1.
     pub attempt: u32,
 }
@@ -121,35 +120,58 @@ impl fmt::Display for Transfer {
 /// Runs the scenario.
 pub fn run(progress: &Progress) -> Result<Transfer> {
     progress.step("building sriov and reference-vmm");
-    let (sriov, vmm) = (programs::sriov()?, programs::reference_vmm()?);
+    let (building, typed): (Vec<_>, Vec<_>) = book::root_commands(PAGE)
+        .into_iter()
+        .partition(|command| command.starts_with("cargo "));
+    for command in building {
+        let mut cargo = workspace::cargo()?;
+        process::run_quietly(cargo.args(command.split(' ').skip(1)))?;
+    }
+    let target = workspace::target()?;
+    let (sriov, vmm) = (
+        target.join("debug/sriov"),
+        target.join("release/reference-vmm"),
+    );
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
     let initrd = lab.join("vfio-guest.initrd");
     let archive = initramfs::build(&lab, &kernel, &["igbvf"], GUEST_INIT, &[])?;
     fs::write(&initrd, archive)?;
     let quote = |path: &Path| quoted(&path.to_string_lossy());
-    let vmm = format!(
+    let command = format!(
         "{} run --kernel {} --initrd {} --memory 256M",
         quote(&vmm),
         quote(&kernel.image),
         quote(&initrd)
     );
     let script = format!(
-        "SRIOV={}\nVMM={}\nWORK=/run/lab\n{HOST_SCRIPT}",
+        "SRIOV={}\nREFERENCE_VMM={}\nVMM={}\nKERNEL={}\nINITRD={}\nWORK=/run/lab\n{HOST_SCRIPT}",
         quote(&sriov),
-        quoted(&vmm)
+        quote(&vmm),
+        quoted(&command),
+        quote(&kernel.image),
+        quote(&initrd),
     );
+    let reports: Vec<String> = typed
+        .iter()
+        .map(|command| format!("host: page: {command}: ok"))
+        .collect();
+    let mut expected = EXPECTED.to_vec();
+    expected.extend(reports.iter().map(String::as_str));
     let host = Host {
         hardware: HARDWARE.map(str::to_owned).to_vec(),
         append: "intel_iommu=on".to_owned(),
         ..Host::new("vfio", Duration::from_secs(300))
     };
     let (transfer, attempt) = attempts(&host.name, || {
-        let finished = host.run(host.folder()?, &script, progress)?;
-        reported(&finished, &EXPECTED, LAST_WORDS, 2)?;
+        let folder = host.folder()?;
+        fs::write(folder.join("page"), typed.join("\n") + "\n")?;
+        let finished = host.run(folder, &script, progress)?;
+        reported(&finished, &expected, LAST_WORDS, 2)?;
         transfer(&finished)
     })?;
     Ok(Transfer {
+        checks: u64::try_from(expected.len())?,
         attempt,
         ..transfer
     })
@@ -182,6 +204,7 @@ fn transfer(finished: &Finished) -> Result<Transfer> {
             .filter(|line| line.starts_with("pinned "))
             .map(str::to_owned)
             .collect(),
+        checks: 0,
         attempt: 1,
     })
 }

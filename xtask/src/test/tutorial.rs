@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{Outcome, Run, Session};
+use crate::book::blocks;
 use crate::process::quoted;
 use crate::workspace;
 
@@ -59,16 +60,6 @@ fn first_device(session: &Session) -> Result<Outcome> {
     session.check("first-device-test", &mut shell("cd edu; cargo test"))
 }
 
-/// The page's fenced blocks in `language`.
-fn blocks(page: &str, language: &str) -> Vec<String> {
-    let fence = format!("```{language}\n");
-    let starts = page.split(fence.as_str()).skip(1);
-    starts
-        .filter_map(|rest| rest.split_once("```"))
-        .map(|(block, _)| block.to_owned())
-        .collect()
-}
-
 /// What `{{#include FILE:PART}}` stands for: the lines of the file between the marks of the part.
 fn included(book: &Path, directive: &str) -> Result<String> {
     let (file, part) = directive
@@ -87,13 +78,6 @@ fn included(book: &Path, directive: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn blocks_are_told_apart_by_language() {
-        let page = "a\n```sh\none\ntwo\n```\n```rust,ignore\nthree\n```\n```sh\nfour\n```\n";
-        assert_eq!(blocks(page, "sh"), ["one\ntwo\n", "four\n"]);
-        assert_eq!(blocks(page, "rust,ignore"), ["three\n"]);
-    }
 
     #[test]
     fn a_part_is_what_is_between_its_marks() {
