@@ -191,14 +191,7 @@ fn a_chain_that_waits_is_not_pushed_again_in_the_guise_of_another_queue() {
     for features in [Features::empty(), Features::RING_PACKED] {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1_0000)]).unwrap();
         let mut ends = Ends::new(&memory, features);
-        let config = QueueConfig {
-            size: SIZE.into(),
-            desc: GuestAddress(DESC),
-            avail: GuestAddress(0x2000),
-            used: GuestAddress(USED),
-            features: features | Features::VERSION_1 | Features::IN_ORDER,
-        };
-        let mut other = Queue::new(&memory, &config, None).unwrap();
+        let mut other = Ends::new(&memory, features).device;
         let mut chains = ends.pass(1, &[8, 8]);
         let mut foreign: Vec<_> = (0..2)
             .map(|_| other.pop(&&memory).unwrap().unwrap())
