@@ -10,17 +10,6 @@
 # RESULTS  a folder for what is kept
 # BOUND    seconds that the VMM may take
 set -u
-failed=0
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "host: $what: ok"
-    else
-        echo "host: $what: FAILED"
-        failed=1
-    fi
-}
 clean_up() {
     # shellcheck disable=SC2086 # words
     kill "$httpd" "$nc" $backends 2>/dev/null
@@ -116,8 +105,6 @@ return=$(printf '\r') # a terminal's lines end with it
 done | tee "$RESULTS/guest.log"
 
 reported() { sed -n "s/^guest: $1: \([0-9a-f]*\).*/\1/p" "$RESULTS/guest.log"; }
-sum() { sha256sum | cut -c1-64; }
-same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
 e2fsck -fn "$DISK" >"$RESULTS/fsck.log" 2>&1
 check "fsck" [ $? = 0 ]
 debugfs -R "dump /written $WORK/written" "$DISK" 2>/dev/null

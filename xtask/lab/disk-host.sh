@@ -5,17 +5,6 @@
 # VMM    reference-vmm and its arguments, but for the function
 # WORK   a folder for what is not kept
 set -u
-failed=0
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "host: $what: ok"
-    else
-        echo "host: $what: FAILED"
-        failed=1
-    fi
-}
 load() { modprobe -d "$LAB_KERNEL_ROOT" "$1" || echo "host: cannot load $1"; }
 devices=/sys/bus/pci/devices
 disk=$(basename "$(dirname "$(grep -l 0x010802 $devices/*/class)")")
@@ -45,9 +34,7 @@ check "the host has the disk again" appears
 e2fsck -fn /dev/nvme0n1 >/job/fsck.log 2>&1
 check "fsck" [ $? = 0 ]
 mount -t ext4 -o ro /dev/nvme0n1 "$WORK/mounted"
-same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
 check "the file is what the guest wrote" same "$(sed -n 's/^guest: sum: \([0-9a-f]*\).*/\1/p' /job/guest.log)" "$(sha256sum <"$WORK/mounted/written" | cut -c1-64)"
 umount "$WORK/mounted"
-no_fault() { ! dmesg | grep -i "DMAR.*fault"; }
 check "no DMA was blocked" no_fault
 exit $failed

@@ -3,17 +3,6 @@
 # SRIOV  the program
 # PROBE  the example that opens a function
 set -u
-failed=0
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "host: $what: ok"
-    else
-        echo "host: $what: FAILED"
-        failed=1
-    fi
-}
 sriov() { "$SRIOV" "$@" 2>/tmp/errors >/tmp/out; }
 # refused WORDS COMMAND…: the program ends with an error that contains WORDS.
 refused() {

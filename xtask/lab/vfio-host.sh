@@ -8,17 +8,6 @@
 # INITRD         the same
 # WORK           a folder for what is not kept
 set -u
-failed=0
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "host: $what: ok"
-    else
-        echo "host: $what: FAILED"
-        failed=1
-    fi
-}
 modprobe() { command modprobe -d "$LAB_KERNEL_ROOT" "$1"; }
 load() { modprobe "$1" || echo "host: cannot load $1"; }
 devices=/sys/bus/pci/devices
@@ -109,7 +98,6 @@ run first "$card" lab.first | while IFS= read -r line; do
         ;;
     esac
 done | tee /job/first.log
-no_fault() { ! dmesg | grep -i "DMAR.*fault"; }
 check "no DMA was blocked" no_fault
 
 # What VFIO pins of the VMM's memory it accounts as locked.
@@ -146,8 +134,6 @@ done | tee /job/behind.log
 wait $peer
 cat /job/peer.log
 reported() { sed -n "s/^guest: $1: \([0-9a-f]*\).*/\1/p" /job/first.log; }
-sum() { sha256sum | cut -c1-64; }
-same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
 check "the download arrived" same "$(reported "download sum")" "$(sum <"$WORK/www/blob")"
 check "the upload arrived" same "$(reported "upload sum")" "$(sum <"$WORK/uploaded")"
 check "two guests talk" same "$(reported "sum from the peer")" "$(sed -n "s/^guest: peer's sum: \([0-9a-f]*\).*/\1/p" /job/peer.log)"

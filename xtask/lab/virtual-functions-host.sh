@@ -3,17 +3,6 @@
 # VMM    reference-vmm and its arguments
 # WORK   a folder for what is not kept
 set -u
-failed=0
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "host: $what: ok"
-    else
-        echo "host: $what: FAILED"
-        failed=1
-    fi
-}
 mkdir -p "$WORK/www"
 head -c 1048576 /dev/urandom >"$WORK/www/blob"
 truncate -s 1G "$WORK/www/long"
@@ -50,8 +39,6 @@ trap 'kill $helpers 2>/dev/null' EXIT
 done | tee /job/guest.log
 
 reported() { sed -n "s/^guest: $1: \([0-9a-f]*\).*/\1/p" /job/guest.log | sort -u; }
-sum() { sha256sum | cut -c1-64; }
-same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
 check "the downloads arrived" same "$(reported "download sum")" "$(sum <"$WORK/www/blob")"
 for number in 0 1; do
     check "the upload of function $number arrived" same "$(reported "upload sum")" "$(sum <"$WORK/uploaded$number")"

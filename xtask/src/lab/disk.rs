@@ -15,7 +15,10 @@ use crate::process::quoted;
 use crate::progress::Progress;
 use crate::workspace;
 
-const HOST_SCRIPT: &str = include_str!("../../lab/disk-host.sh");
+const HOST_SCRIPT: &str = concat!(
+    include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/disk-host.sh")
+);
 const GUEST_INIT: &str = include_str!("../../lab/disk-guest.sh");
 /// One machine with an IOMMU and the disk's controller, a physical function, behind a root port.
 const HARDWARE: [&str; 8] = [

@@ -11,7 +11,10 @@ use crate::process::{self, quoted};
 use crate::progress::Progress;
 use crate::workspace;
 
-const SCRIPT: &str = include_str!("../../lab/sriov-host.sh");
+const SCRIPT: &str = concat!(
+    include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/sriov-host.sh")
+);
 /// One machine with an IOMMU and a card with 7 virtual functions behind a root port, one card without SR-IOV.
 const HARDWARE: [&str; 10] = [
     "-device",

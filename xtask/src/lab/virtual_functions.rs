@@ -16,7 +16,10 @@ use crate::process::quoted;
 use crate::progress::Progress;
 use crate::workspace;
 
-const HOST_SCRIPT: &str = include_str!("../../lab/virtual-functions-host.sh");
+const HOST_SCRIPT: &str = concat!(
+    include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/virtual-functions-host.sh")
+);
 const GUEST_INIT: &str = include_str!("../../lab/virtual-functions-guest.sh");
 /// A network card behind a root port, and an IOMMU before it.
 const MACHINE: &str = "--memory 256M --transport pci-ports --iommu vtd --net tap=lab,sriov=3";

@@ -25,7 +25,10 @@ use command_line::{backends, command_line};
 pub use measured::Measured;
 
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
-const HOST_SCRIPT: &str = include_str!("../../../lab/boot-host.sh");
+const HOST_SCRIPT: &str = concat!(
+    include_str!("../../../lab/checks.sh"),
+    include_str!("../../../lab/boot-host.sh")
+);
 const GUEST_MODULES: [&str; 8] = [
     "crc32c_generic",
     "ext4",
