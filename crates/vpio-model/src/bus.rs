@@ -68,7 +68,7 @@ fn at(space: u8, offset: u64, width: usize) -> Result<At, AccessError> {
 }
 
 /// A little-endian number of at most eight bytes.
-fn number(data: &[u8]) -> u64 {
+pub(crate) fn number(data: &[u8]) -> u64 {
     let mut word = [0; 8];
     for (to, from) in word.iter_mut().zip(data) {
         *to = *from;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
+use crate::engine::At;
 use crate::language::Access;
 use crate::model::program::{Op, Slot, VALUE, binary, unary};
 use crate::model::{Class, Model, Sharing};
@@ -15,6 +16,22 @@ pub struct Hooks {
     pub registers: Vec<Hook>,
     /// Bytes that the model does not know, which are denied.
     pub unknown: Vec<Unknown>,
+}
+
+impl Hooks {
+    /// Whether an access, of a write with its value, is hooked.
+    pub fn contains(&self, access: Access, at: At, value: u64) -> bool {
+        let writes = access == Access::Write;
+        let place = |hook: &Hook| (hook.space, hook.offset, hook.writes);
+        let wanted = (at.space, at.offset, writes);
+        let first = self.registers.partition_point(|hook| place(hook) < wanted);
+        let here = self.registers.iter().skip(first);
+        let mut here = here.take_while(|hook| place(hook) == wanted);
+        here.any(|hook| {
+            let matters = |values: &Vec<u8>| values.iter().any(|known| u64::from(*known) == value);
+            hook.width == at.width && hook.values.as_ref().is_none_or(matters)
+        })
+    }
 }
 
 /// A register whose accesses drive the model.

@@ -11,3 +11,5 @@ pub mod in_process;
 pub mod language;
 pub mod model;
 pub mod models;
+#[cfg(feature = "vfio")]
+pub mod vfio;

@@ -67,6 +67,12 @@ impl Model {
     pub fn shadow_bytes(&self) -> u64 {
         self.shadow_bytes
     }
+
+    /// Whether the model is to be told of time ([`Engine::timer`](crate::engine::Engine::timer)): it says so, or devices write into
+    /// descriptors without an interrupt.
+    pub fn needs_time(&self) -> bool {
+        self.timer.is_some() || !self.tables.is_empty()
+    }
 }
 
 /// The shadow of each table begins at a multiple of this.

@@ -1,0 +1,218 @@
+use std::io::{self, ErrorKind};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use pio_mmio_bus::bus::BusDevice;
+use sriov_vfio::vfio::{Interrupt, RegionIndex, VfioDevice};
+use vm_memory::MmapRegion;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::counts::{Counters, Counts, count};
+use super::regions::Regions;
+use super::relay::{Event, Relay};
+use crate::bus::{self, DenialSink};
+use crate::engine::{At, Dma, Engine, Passthrough};
+use crate::hooks::Hooks;
+use crate::language::Access;
+use crate::model::{Model, Sharing};
+
+/// Why a device cannot be put behind a model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelledError {
+    /// It is not the device that the model describes.
+    #[error("model {model:?}: the device has no BAR of {size:#x} bytes for the space `{space}`")]
+    Space {
+        /// The model.
+        model: String,
+        /// The space of the model.
+        space: String,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// It cannot be reset, so that nobody knows what it does.
+    #[error("the device cannot be reset: a model begins where a reset ends")]
+    Reset,
+}
+
+type Device<D> = Arc<Mutex<Passthrough<D, Arc<Regions>>>>;
+
+/// A device behind its model, for one guest. An access that the model denies fails.
+///
+/// What it is around must be nobody else's, and reach no memory but what `D` says. Configuration space is passed on as it is asked for.
+/// Nothing is mapped into the guest: each access is seen, and counted.
+pub struct Modelled<D> {
+    inner: Arc<dyn VfioDevice>,
+    physical: Arc<Regions>,
+    device: Device<D>,
+    hooks: Hooks,
+    /// By their BARs.
+    regions: Vec<(u8, u8, bus::Region<D, Arc<Regions>>)>,
+    counters: Arc<Counters>,
+    ticks: bool,
+    relays: Mutex<Vec<(Interrupt, Relay)>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<D: Dma + Send + 'static> Modelled<D> {
+    /// Resets `inner` and puts it behind `model`, which should have been [checked](Model::check). `sink` is told of what is denied.
+    ///
+    /// # Errors
+    ///
+    /// It is no such device, or cannot be reset.
+    pub fn new(
+        inner: Arc<dyn VfioDevice>,
+        model: Arc<Model>,
+        dma: D,
+        sink: &Arc<dyn DenialSink>,
+    ) -> Result<Self, ModelledError> {
+        let regions = Regions::new(Arc::clone(&inner), model.spaces());
+        let physical = Arc::new(regions.map_err(|space| ModelledError::Space {
+            model: model.name().to_owned(),
+            space: space.name.clone(),
+            size: space.size,
+        })?);
+        let hooks = model.hooks(Sharing::Exclusive);
+        let ticks = model.needs_time();
+        let passthrough = Passthrough::new(Engine::new(model, dma), Arc::clone(&physical));
+        if physical.is_lost() {
+            return Err(ModelledError::Reset);
+        }
+        let device = Arc::new(Mutex::new(passthrough));
+        let regions = physical
+            .bars()
+            .map(|(bar, space)| {
+                let region = bus::Region::new(Arc::clone(&device), space, Arc::clone(sink));
+                (bar, space, region)
+            })
+            .collect();
+        Ok(Self {
+            inner,
+            physical,
+            device,
+            hooks,
+            regions,
+            counters: Arc::default(),
+            ticks,
+            relays: Mutex::default(),
+        })
+    }
+
+    /// What happened until now.
+    pub fn counts(&self) -> Counts {
+        self.counters.counts()
+    }
+
+    /// The part of the device that a BAR is, and whether it is a hooked access.
+    fn region(
+        &self,
+        bar: u8,
+        access: Access,
+        offset: u64,
+        data: &[u8],
+    ) -> io::Result<&bus::Region<D, Arc<Regions>>> {
+        count(&self.counters.accesses);
+        let region = self.regions.iter().find(|(known, ..)| *known == bar);
+        let Some((_, space, region)) = region.filter(|_| !self.physical.is_lost()) else {
+            count(&self.counters.denied);
+            return Err(ErrorKind::PermissionDenied.into());
+        };
+        let at = At {
+            space: *space,
+            offset,
+            width: u8::try_from(data.len()).unwrap_or(u8::MAX),
+        };
+        if self.hooks.contains(access, at, bus::number(data)) {
+            count(&self.counters.hooked);
+        }
+        Ok(region)
+    }
+
+    fn done<E>(&self, result: Result<(), E>) -> io::Result<()> {
+        result.map_err(|_| {
+            count(&self.counters.denied);
+            ErrorKind::PermissionDenied.into()
+        })
+    }
+}
+
+impl<D: Dma + Send + 'static> VfioDevice for Modelled<D> {
+    fn region(&self, index: RegionIndex) -> sriov_vfio::vfio::Region {
+        let size = self.inner.region(index).size;
+        sriov_vfio::vfio::Region {
+            size,
+            mappable: Vec::new(),
+        }
+    }
+
+    fn read(&self, index: RegionIndex, offset: u64, data: &mut [u8]) -> io::Result<()> {
+        match index {
+            RegionIndex::Config => self.inner.read(index, offset, data),
+            RegionIndex::Bar(bar) => {
+                let region = self.region(bar, Access::Read, offset, data)?;
+                self.done(region.read(offset, data))
+            }
+        }
+    }
+
+    fn write(&self, index: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
+        match index {
+            RegionIndex::Config => self.inner.write(index, offset, data),
+            RegionIndex::Bar(bar) => {
+                let region = self.region(bar, Access::Write, offset, data)?;
+                self.done(region.write(offset, data))
+            }
+        }
+    }
+
+    fn map(&self, _index: RegionIndex, _part: Range<u64>) -> io::Result<MmapRegion> {
+        Err(ErrorKind::Unsupported.into())
+    }
+
+    fn vectors(&self, interrupt: Interrupt) -> u32 {
+        self.inner.vectors(interrupt)
+    }
+
+    /// The model is told of an interrupt before whoever waits for it.
+    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
+        let mut relays = lock(&self.relays);
+        if eventfds.is_empty() || matches!(interrupt, Interrupt::Error | Interrupt::Request) {
+            self.inner.connect(interrupt, eventfds)?;
+            relays.retain(|(kind, _)| *kind != interrupt);
+            return Ok(());
+        }
+        let (device, counters) = (Arc::clone(&self.device), Arc::clone(&self.counters));
+        let tell = move |event| {
+            let mut device = lock(&device);
+            // What the model makes of it, it has counted; the guest is told all the same.
+            let _denied = match event {
+                Event::Interrupt => {
+                    count(&counters.interrupts);
+                    device.interrupt()
+                }
+                Event::Tick => device.timer(),
+            };
+        };
+        let connect = |sources: &[&EventFd]| self.inner.connect(interrupt, sources);
+        let relay = Relay::start(eventfds, self.ticks, tell, connect)?;
+        relays.retain(|(kind, _)| *kind != interrupt);
+        relays.push((interrupt, relay));
+        Ok(())
+    }
+
+    fn resample(&self, eventfd: &EventFd) -> io::Result<()> {
+        self.inner.resample(eventfd)
+    }
+
+    /// Resets device and model.
+    fn reset(&self) -> io::Result<()> {
+        lock(&self.device).reset();
+        if self.physical.is_lost() {
+            return Err(io::Error::other("the device was not reset"));
+        }
+        Ok(())
+    }
+}
