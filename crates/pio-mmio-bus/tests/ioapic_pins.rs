@@ -5,11 +5,13 @@
     reason = "test code"
 )]
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use pio_mmio_bus::bus::{AccessError, BusDevice};
 use pio_mmio_bus::interrupt::{
-    Ioapic, IoapicPinState, IoapicState, IoapicStateError, IrqLine, MsiMessage, RecordingRouter,
+    EndObserver, Ioapic, IoapicPinState, IoapicState, IoapicStateError, IrqLine, MsiMessage,
+    RecordingRouter,
 };
 use pio_mmio_bus::pci::RequesterId;
 use proptest::prelude::*;
@@ -188,6 +190,44 @@ fn edge_mode_for_a_moment_ends_an_interrupt() {
     assert_eq!(f.sent(), [0xc041]);
     f.set_entry(10, MASKED | 0x41);
     assert_eq!(f.entry(10), MASKED | 0x41);
+    f.set_entry(10, LEVEL | 0x41);
+    assert_eq!(f.sent(), [0xc041]);
+}
+
+/// Who asserts a line at an edge, and deasserts it at the end of the interrupt.
+struct Resampled(Arc<dyn IrqLine>, AtomicUsize);
+
+impl EndObserver for Resampled {
+    fn ended(&self) {
+        self.0.set_level(false);
+        self.1.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn an_observer_deasserts_before_the_pin_sends_again() {
+    let f = Fixture::new();
+    let observer = Arc::new(Resampled(f.lines[10].clone(), AtomicUsize::new(0)));
+    let told = || observer.1.load(Ordering::Relaxed);
+    let weak: Weak<Resampled> = Arc::downgrade(&observer);
+    f.ioapic.observe(10, weak);
+    f.set_entry(10, LEVEL | 0x41);
+    f.set_entry(11, LEVEL | 0x42);
+    f.lines[10].set_level(true);
+    f.lines[11].set_level(true);
+    assert_eq!(f.sent(), [0xc041, 0xc042]);
+    f.ioapic.eoi(0x42);
+    assert_eq!((told(), f.sent()), (0, vec![0xc042]), "another pin");
+    f.ioapic.eoi(0x41);
+    assert_eq!((told(), f.sent()), (1, vec![]));
+    f.ioapic.eoi(0x41);
+    assert_eq!(told(), 1, "nothing was in service");
+    f.lines[10].set_level(true);
+    f.ioapic.write(0x40, &0x41_u32.to_le_bytes()).unwrap();
+    assert_eq!((told(), f.sent()), (2, vec![0xc041]));
+    f.lines[10].set_level(true);
+    f.set_entry(10, MASKED | 0x41);
+    assert_eq!(told(), 3, "edge mode for a moment");
     f.set_entry(10, LEVEL | 0x41);
     assert_eq!(f.sent(), [0xc041]);
 }

@@ -21,3 +21,12 @@ impl<T: IrqLine + ?Sized> IrqLine for Arc<T> {
         (**self).pulse();
     }
 }
+
+/// Is told when the guest ends a level-triggered interrupt: the moment at which whoever only knows edges of a line, as VFIO does, deasserts
+/// it and looks whether its device still asserts (KVM: resampling).
+///
+/// Several threads may tell at once. May drive its line.
+pub trait EndObserver: Send + Sync {
+    /// The interrupt ended. It is sent again afterwards if the line is asserted then.
+    fn ended(&self);
+}

@@ -10,6 +10,6 @@ mod msi;
 mod record;
 
 pub use ioapic::{Ioapic, IoapicPinState, IoapicState, IoapicStateError};
-pub use line::IrqLine;
+pub use line::{EndObserver, IrqLine};
 pub use msi::{InterruptError, MsiMessage, MsiRoute, MsiRouter, MsiSink};
 pub use record::{RecordingLine, RecordingRouter, RecordingSink};

@@ -3,11 +3,11 @@
 
 pub mod spec;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 
-use super::{InterruptError, IrqLine, MsiMessage, MsiRoute, MsiRouter};
+use super::{EndObserver, InterruptError, IrqLine, MsiMessage, MsiRoute, MsiRouter};
 use crate::bus::{AccessError, BusDevice};
 use crate::pci::RequesterId;
 use spec::{
@@ -36,6 +36,7 @@ struct Pin {
     route: Arc<dyn MsiRoute>,
     /// Where the route points, as far as it was accepted.
     connected: Option<MsiMessage>,
+    observers: Vec<Weak<dyn EndObserver>>,
 }
 
 /// What the guest can see of an [`Ioapic`], and the levels of its lines.
@@ -97,6 +98,7 @@ impl Ioapic {
                     asserted: false,
                     route: router.allocate()?,
                     connected: None,
+                    observers: Vec::new(),
                 })
             })
             .collect::<Result<_, InterruptError>>()?;
@@ -120,15 +122,32 @@ impl Ioapic {
         })
     }
 
+    /// Tells `observer`, as long as it lives, of each end of a level-triggered interrupt of `pin`, 0 to 23; of no other pin there is
+    /// anything to tell. Those of a line that is shared are told of the ends of each other's interrupts.
+    pub fn observe(&self, pin: usize, observer: Weak<dyn EndObserver>) {
+        if let Some(pin) = self.lock().pins.get_mut(pin) {
+            pin.observers
+                .retain(|observer| observer.strong_count() != 0);
+            pin.observers.push(observer);
+        }
+    }
+
     /// A local APIC ended the interrupt `vector`: level-triggered pins with that vector may send again, and do if their lines
-    /// are still asserted.
+    /// are still asserted when their observers were told.
     pub fn eoi(&self, vector: u8) {
-        let mut state = self.lock();
-        for pin in &mut state.pins {
-            if pin.entry.vector() == vector && pin.entry.contains(Redirection::REMOTE_IRR) {
-                pin.entry.remove(Redirection::REMOTE_IRR);
-                pin.send_level();
-            }
+        let ends =
+            |pin: &Pin| pin.entry.vector() == vector && pin.entry.contains(Redirection::REMOTE_IRR);
+        let observers: Vec<_> = (self.lock().pins.iter())
+            .filter(|pin| ends(pin))
+            .flat_map(Pin::observers)
+            .collect();
+        // Not under the lock: they drive their lines.
+        for observer in observers {
+            observer.ended();
+        }
+        for pin in self.lock().pins.iter_mut().filter(|pin| ends(pin)) {
+            pin.entry.remove(Redirection::REMOTE_IRR);
+            pin.send_level();
         }
     }
 
@@ -148,6 +167,7 @@ impl Ioapic {
                     asserted,
                     route: _,
                     connected: _,
+                    observers: _,
                 } = pin;
                 IoapicPinState {
                     entry: entry.bits(),
@@ -217,7 +237,8 @@ impl State {
         }
     }
 
-    fn write_register(&mut self, value: u32) {
+    /// Returns who has to be told that an interrupt ended by it.
+    fn write_register(&mut self, value: u32) -> Vec<Arc<dyn EndObserver>> {
         if self.select == ID {
             self.id = value & ID_MASK;
         }
@@ -225,7 +246,7 @@ impl State {
             .pins
             .get_mut(usize::from(self.select.wrapping_sub(REDIRECTION) / 2))
         else {
-            return;
+            return Vec::new();
         };
         let (kept, value) = if self.select & 1 == 0 {
             (!0xffff_ffff, u64::from(value))
@@ -235,16 +256,23 @@ impl State {
         let written = Redirection::from_bits_retain(pin.entry.bits() & kept | value);
         let read_only = pin.entry & Redirection::REMOTE_IRR;
         pin.entry = written & Redirection::WRITABLE | read_only;
-        if !pin.entry.contains(Redirection::LEVEL) {
+        let mut ended = Vec::new();
+        if !pin.entry.contains(Redirection::LEVEL) && !read_only.is_empty() {
             // Software without an EOI register ends an interrupt by making the pin edge-triggered for a moment.
             pin.entry.remove(Redirection::REMOTE_IRR);
+            ended.extend(pin.observers());
         }
         pin.connect(self.requester);
         pin.send_level();
+        ended
     }
 }
 
 impl Pin {
+    fn observers(&self) -> impl Iterator<Item = Arc<dyn EndObserver>> {
+        self.observers.iter().filter_map(Weak::upgrade)
+    }
+
     /// Points the route where the entry says. That of a masked pin stays: an interrupt that it sent may not have ended yet.
     fn connect(&mut self, requester: RequesterId) {
         let message = self.entry.message(requester);
@@ -320,7 +348,12 @@ impl BusDevice for Ioapic {
         let [low, ..] = data;
         match offset {
             SELECT => self.lock().select = low,
-            WINDOW => self.lock().write_register(u32::from_le_bytes(data)),
+            WINDOW => {
+                let ended = self.lock().write_register(u32::from_le_bytes(data));
+                for observer in ended {
+                    observer.ended();
+                }
+            }
             EOI => self.eoi(low),
             _ => return Err(AccessError::NoRegister { offset }),
         }
