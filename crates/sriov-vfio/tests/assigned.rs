@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use pio_mmio_bus::bus::{AddressSpace, Bus, BusReader, Outcome};
 use pio_mmio_bus::interrupt::RecordingRouter;
-use pio_mmio_bus::pci::{Decoder, PciFunction, RequesterId};
+use pio_mmio_bus::pci::{Decoder, InterruptPin, PciFunction, RequesterId};
 use sriov_vfio::vfio::fake::{FakeDevice, FakeWindows};
 use sriov_vfio::vfio::{AssignedFunction, Interrupt, Policy, RegionIndex};
-use vf::{EXPRESS, MSIX, config, device};
+use vf::{EXPRESS, MSI, MSIX, config, device, put};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 struct Machine {
@@ -22,15 +22,18 @@ struct Machine {
 
 impl Machine {
     fn new() -> Self {
+        Self::with(device(config()), Policy::default())
+    }
+
+    fn with(device: FakeDevice, policy: Policy) -> Self {
         let (pio, mmio) = (
             Bus::new(AddressSpace::Pio).unwrap(),
             Bus::new(AddressSpace::Mmio).unwrap(),
         );
         let decoder = Decoder::new(pio, mmio.clone());
         let router = RecordingRouter::new();
-        let device = Arc::new(device(config()));
-        let function =
-            AssignedFunction::new(device.clone(), Policy::default(), &decoder, &router).unwrap();
+        let device = Arc::new(device);
+        let function = AssignedFunction::new(device.clone(), policy, &decoder, &router).unwrap();
         function.set_requester(RequesterId(0x100));
         let machine = Self {
             mmio: mmio.reader(),
@@ -55,6 +58,19 @@ impl Machine {
     fn msix(&self, control: u16) {
         let at = u16::try_from(MSIX + 2).unwrap();
         self.function.write_config(at, &control.to_le_bytes());
+    }
+
+    fn msi(&self, control: u16) {
+        let at = u16::try_from(MSI + 2).unwrap();
+        self.function.write_config(at, &control.to_le_bytes());
+    }
+
+    /// Address and data of what was delivered since the last call.
+    fn take(&mut self) -> Vec<(u64, u32)> {
+        let messages = self.router.take().into_iter();
+        messages
+            .map(|message| (message.address, message.data))
+            .collect()
     }
 
     fn poke(&mut self, address: u64, data: &[u8]) {
@@ -180,15 +196,154 @@ fn a_function_level_reset_reaches_the_device_once() {
     assert_eq!(machine.device.resets(), 2);
 }
 
+/// What the guest sees of a pin that VFIO masks: triggers, and unmasks at its ends of interrupts.
+struct Pin {
+    trigger: EventFd,
+    resample: EventFd,
+}
+
+impl Pin {
+    fn of(machine: &Machine) -> Self {
+        let [trigger, resample] = std::array::from_fn(|_| EventFd::new(EFD_NONBLOCK).unwrap());
+        machine.function.connect_intx(&trigger, &resample).unwrap();
+        Self { trigger, resample }
+    }
+
+    fn triggered(&self) -> bool {
+        self.trigger.read().is_ok()
+    }
+}
+
+const WITH_PIN: Policy = Policy {
+    identity: None,
+    intx: true,
+    sriov: false,
+    ats: false,
+    pasid: false,
+    resizable_bar: false,
+};
+
 #[test]
-fn the_pin_and_errors_signal_eventfds() {
+fn the_pin_triggers_again_after_each_end_while_it_is_asserted() {
+    let machine = Machine::with(device(config()), WITH_PIN);
+    assert_eq!(machine.function.interrupt_pin(), Some(InterruptPin::A));
+    let pin = Pin::of(&machine);
+    machine.device.set_pin(true);
+    assert!(pin.triggered() && !pin.triggered());
+    machine.device.set_pin(false);
+    machine.device.set_pin(true);
+    assert!(!pin.triggered(), "masked until the guest is done");
+    pin.resample.write(1).unwrap();
+    assert!(machine.device.unmask_pin() && pin.triggered());
+    machine.device.set_pin(false);
+    pin.resample.write(1).unwrap();
+    assert!(machine.device.unmask_pin() && !pin.triggered());
+}
+
+#[test]
+fn a_pin_that_the_kernel_does_not_deliver_is_not_shown() {
+    let machine = Machine::with(device(config()).vectors(Interrupt::Intx, 0), WITH_PIN);
+    assert_eq!(machine.function.interrupt_pin(), None);
+    let [trigger, resample] = std::array::from_fn(|_| EventFd::new(EFD_NONBLOCK).unwrap());
+    assert!(machine.function.connect_intx(&trigger, &resample).is_err());
+}
+
+/// The kernel refuses one kind while another is connected.
+#[test]
+fn one_kind_of_interrupt_is_connected_at_a_time() {
+    let machine = Machine::with(device(config()), WITH_PIN);
+    let pin = Pin::of(&machine);
+    let connected = || {
+        let kinds = [Interrupt::Intx, Interrupt::Msi, Interrupt::Msix];
+        kinds.map(|kind| machine.device.connected(kind))
+    };
+    assert_eq!(connected(), [1, 0, 0]);
+    machine.msix(0x8000);
+    assert_eq!(connected(), [0, 0, 3]);
+    // Both at once is the guest's mistake (PCIe §6.1.4): MSI-X it is.
+    machine.msi(1);
+    assert_eq!(connected(), [0, 0, 3]);
+    machine.msix(0);
+    assert_eq!(connected(), [0, 1, 0]);
+    machine.msi(0);
+    assert_eq!(connected(), [1, 0, 0]);
+    // It fires again if it is asserted by then.
+    machine.device.set_pin(true);
+    assert!(pin.triggered());
+    machine.msi(1);
+    machine.msi(0);
+    assert!(pin.triggered());
+    // After a reset it is not masked.
+    machine.function.reset();
+    assert_eq!(connected(), [1, 0, 0]);
+    assert!(pin.triggered() && !machine.function.take_failure());
+}
+
+#[test]
+fn messages_of_msi_reach_the_guest() {
+    let mut machine = Machine::new();
+    let at = |offset: usize| u16::try_from(MSI + offset).unwrap();
+    machine
+        .function
+        .write_config(at(4), &0xfee0_2000_u64.to_le_bytes());
+    machine.function.write_config(at(12), &[0x51, 0]);
+    machine.msi(1);
+    assert!(machine.device.fire(Interrupt::Msi, 0));
+    assert_eq!(machine.take(), [(0xfee0_2000, 0x51)]);
+    // Masked it stays pending, and the pending bit shows it.
+    machine.function.write_config(at(16), &[1]);
+    machine.device.fire(Interrupt::Msi, 0);
+    let mut pending = [0; 4];
+    machine.function.read_config(at(20), &mut pending);
+    assert_eq!((machine.take().len(), pending), (0, [1, 0, 0, 0]));
+    machine.function.write_config(at(16), &[0]);
+    machine.function.read_config(at(20), &mut pending);
+    assert_eq!((machine.take().len(), pending), (1, [0; 4]));
+    // Without bus mastering nothing is sent.
+    machine.command(2);
+    machine.device.fire(Interrupt::Msi, 0);
+    assert_eq!(machine.take(), []);
+    machine.msi(0);
+    assert_eq!(machine.device.connected(Interrupt::Msi), 0);
+}
+
+/// Four vectors with 32-bit addresses, of which the host has two.
+#[test]
+fn as_many_vectors_of_msi_are_shown_as_the_host_has() {
+    let mut config = config();
+    put(&mut config, MSI + 2, &[0x04, 0]);
+    let device = device(config).vectors(Interrupt::Msi, 2);
+    let mut machine = Machine::with(device, Policy::default());
+    let at = |offset: usize| u16::try_from(MSI + offset).unwrap();
+    let mut control = [0; 2];
+    machine.function.read_config(at(2), &mut control);
+    assert_eq!(
+        (control, machine.device.connected(Interrupt::Msi)),
+        ([0x02, 0], 0)
+    );
+    machine
+        .function
+        .write_config(at(4), &0xfee0_2000_u32.to_le_bytes());
+    machine.function.write_config(at(8), &[0x60, 0]);
+    // Granted one, then both, without a pause: the kernel has to be told anew.
+    machine.msi(0x01);
+    assert_eq!(machine.device.connected(Interrupt::Msi), 1);
+    machine.msi(0x11);
+    assert!(machine.device.fire(Interrupt::Msi, 0) && machine.device.fire(Interrupt::Msi, 1));
+    assert_eq!(machine.take(), [(0xfee0_2000, 0x60), (0xfee0_2000, 0x61)]);
+    // What a guest grants beyond is nothing.
+    machine.msi(0x71);
+    assert_eq!(machine.device.connected(Interrupt::Msi), 2);
+    assert!(!machine.function.take_failure());
+}
+
+#[test]
+fn errors_signal_an_eventfd() {
     let machine = Machine::new();
-    let [trigger, resample, error] = std::array::from_fn(|_| EventFd::new(EFD_NONBLOCK).unwrap());
-    machine.function.connect_intx(&trigger, &resample).unwrap();
+    let error = EventFd::new(EFD_NONBLOCK).unwrap();
     machine.function.connect_error(&error).unwrap();
-    assert!(machine.device.resampled());
-    assert!(machine.device.fire(Interrupt::Intx, 0) && machine.device.fire(Interrupt::Error, 0));
-    assert_eq!((trigger.read().unwrap(), error.read().unwrap()), (1, 1));
+    assert!(machine.device.fire(Interrupt::Error, 0));
+    assert_eq!(error.read().unwrap(), 1);
 }
 
 #[test]

@@ -8,7 +8,9 @@ use pio_mmio_bus::pci::spec::Command;
 use proptest::prelude::*;
 use sriov_vfio::capability::{ExtendedCapabilities, SriovCapability};
 use sriov_vfio::spec::sriov::Header;
-use sriov_vfio::vfio::{ConfigPolicyError, MsixPlace, PhysicalBar, Policy, VirtualConfig};
+use sriov_vfio::vfio::{
+    ConfigPolicyError, MsiPlace, MsixPlace, PhysicalBar, Policy, VirtualConfig,
+};
 use vf::{EXPRESS, MSI, MSIX, POWER, VENDOR, config, put};
 
 const KIND: BarKind = BarKind::Memory64 { prefetchable: true };
@@ -113,9 +115,14 @@ fn what_a_guest_cannot_use_is_hidden() {
     let shown = shown(Policy::default());
     assert_eq!(
         standard(&shown),
-        [(1, POWER), (0x11, MSIX), (0x10, EXPRESS), (9, VENDOR)]
+        [
+            (1, POWER),
+            (5, MSI),
+            (0x11, MSIX),
+            (0x10, EXPRESS),
+            (9, VENDOR)
+        ]
     );
-    assert_eq!(read(&shown, u16::try_from(MSI + 2).unwrap(), 8), [0; 8]);
     // ARI, which is first, is hidden: an empty header holds its place.
     assert_eq!(extended(&shown), [0, 1, 3]);
     assert_eq!(read(&shown, 0x104, 4), [0; 4]);
@@ -197,6 +204,49 @@ fn msix_is_the_vmms() {
     );
     assert_eq!(read16(&shown, MSIX + 2), 0xc002);
     assert_eq!(read16(&shown, MSIX + 4), 3);
+}
+
+/// MSI has four forms (PCIe §7.7.1): what lies behind a short one is not its own.
+#[test]
+fn msi_is_the_vmms_in_each_of_its_forms() {
+    let at = |offset: usize| u16::try_from(MSI + offset).unwrap();
+    for (form, data, masks) in [
+        (0_u16, 8, None),
+        (0x80, 12, None),
+        (0x100, 8, Some(12)),
+        (0x180, 12, Some(16)),
+    ] {
+        let mut config = config();
+        // Four vectors; what the host had enabled is not the guest's.
+        put(&mut config, MSI + 2, &(form | 0x25).to_le_bytes());
+        put(&mut config, MSI + 4, &[0xee; 20]);
+        let mut shown = VirtualConfig::new(&config, &BARS, Policy::default()).unwrap();
+        let place = MsiPlace {
+            capability: MSI,
+            vectors: 4,
+            address_64: form & 0x80 != 0,
+            masking: form & 0x100 != 0,
+        };
+        assert_eq!(shown.msi(), Some(place));
+        assert_eq!(read16(&shown, MSI + 2), form | 4);
+        assert_eq!(read(&shown, at(4), 20), [0; 20]);
+        assert_eq!(shown.write(at(2), &[0xff; 22]).forwarded, []);
+        assert_eq!(read16(&shown, MSI + 2), form | 0x75);
+        assert_eq!(read(&shown, at(4), 4), [0xfc, 0xff, 0xff, 0xff]);
+        let mut rest = vec![0; 16];
+        put(&mut rest, data - 8, &[0xff; 2]);
+        if data == 12 {
+            put(&mut rest, 0, &[0xff; 4]);
+        }
+        if let Some(masks) = masks {
+            put(&mut rest, masks - 8, &[0x0f]);
+        }
+        assert_eq!(read(&shown, at(8), 16), rest, "form {form:#x}");
+        shown.limit_msi(2);
+        assert_eq!(read16(&shown, MSI + 2), form | 0x73);
+        shown.reset();
+        assert_eq!(read16(&shown, MSI + 2), form | 2);
+    }
 }
 
 #[test]

@@ -29,9 +29,31 @@ pub struct FakeDevice {
 struct State {
     bytes: BTreeMap<RegionIndex, Vec<u8>>,
     connected: BTreeMap<Interrupt, Vec<EventFd>>,
-    resampled: bool,
+    pin: Pin,
     resets: usize,
     accesses: usize,
+}
+
+/// The INTx pin, which the kernel masks when it signals.
+#[derive(Default)]
+struct Pin {
+    asserted: bool,
+    masked: bool,
+    unmask: Option<EventFd>,
+}
+
+impl State {
+    fn signal(&self, interrupt: Interrupt, vector: usize) -> bool {
+        let eventfds = self.connected.get(&interrupt);
+        let eventfd = eventfds.and_then(|all| all.get(vector));
+        eventfd.is_some_and(|eventfd| eventfd.write(1).is_ok())
+    }
+
+    fn signal_pin(&mut self) {
+        if self.pin.asserted && !self.pin.masked {
+            self.pin.masked = self.signal(Interrupt::Intx, 0);
+        }
+    }
 }
 
 impl FakeDevice {
@@ -62,12 +84,26 @@ impl FakeDevice {
 
     /// Fires a vector. Whether anybody hears it.
     pub fn fire(&self, interrupt: Interrupt, vector: usize) -> bool {
-        let state = lock(&self.state);
-        let eventfd = state
-            .connected
-            .get(&interrupt)
-            .and_then(|all| all.get(vector));
-        eventfd.is_some_and(|eventfd| eventfd.write(1).is_ok())
+        lock(&self.state).signal(interrupt, vector)
+    }
+
+    /// Drives the INTx pin. Asserted it signals once, until it is unmasked.
+    pub fn set_pin(&self, asserted: bool) {
+        let mut state = lock(&self.state);
+        state.pin.asserted = asserted;
+        state.signal_pin();
+    }
+
+    /// Unmasks the INTx pin if that was asked for since, as the kernel does at once. Whether it was.
+    pub fn unmask_pin(&self) -> bool {
+        let mut state = lock(&self.state);
+        let asked = state.pin.unmask.as_ref();
+        if asked.is_none_or(|eventfd| eventfd.read().is_err()) {
+            return false;
+        }
+        state.pin.masked = false;
+        state.signal_pin();
+        true
     }
 
     /// How many vectors of a kind are connected.
@@ -76,11 +112,6 @@ impl FakeDevice {
             .connected
             .get(&interrupt)
             .map_or(0, Vec::len)
-    }
-
-    /// Whether INTx is unmasked by an eventfd.
-    pub fn resampled(&self) -> bool {
-        lock(&self.state).resampled
     }
 
     /// How often it was reset.
@@ -151,21 +182,41 @@ impl VfioDevice for FakeDevice {
     }
 
     fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
+        use Interrupt::{Intx, Msi, Msix};
         let there = usize::try_from(VfioDevice::vectors(self, interrupt));
         if there.map_or(true, |there| eventfds.len() > there) {
             return Err(ErrorKind::InvalidInput.into());
         }
         let eventfds = eventfds.iter().map(|eventfd| eventfd.try_clone());
-        let eventfds = eventfds.collect::<io::Result<_>>()?;
-        lock(&self.state).connected.insert(interrupt, eventfds);
+        let eventfds = eventfds.collect::<io::Result<Vec<_>>>()?;
+        let mut state = lock(&self.state);
+        let exclusive = [Intx, Msi, Msix];
+        let other = |kind: &Interrupt| *kind != interrupt && state.connected.contains_key(kind);
+        if exclusive.contains(&interrupt) && exclusive.iter().any(other) {
+            return Err(ErrorKind::InvalidInput.into());
+        }
+        if interrupt == Intx {
+            state.pin.masked = false;
+            state.pin.unmask = None;
+        }
+        if eventfds.is_empty() {
+            state.connected.remove(&interrupt);
+        } else {
+            state.connected.insert(interrupt, eventfds);
+        }
+        if interrupt == Intx {
+            state.signal_pin();
+        }
         Ok(())
     }
 
-    fn resample(&self, _: &EventFd) -> io::Result<()> {
-        if self.connected(Interrupt::Intx) == 0 {
+    fn resample(&self, eventfd: &EventFd) -> io::Result<()> {
+        let eventfd = eventfd.try_clone()?;
+        let mut state = lock(&self.state);
+        if !state.connected.contains_key(&Interrupt::Intx) {
             return Err(ErrorKind::InvalidInput.into());
         }
-        lock(&self.state).resampled = true;
+        state.pin.unmask = Some(eventfd);
         Ok(())
     }
 

@@ -7,13 +7,13 @@ use pio_mmio_bus::bus::{AccessError, BusDevice, BusError};
 use pio_mmio_bus::interrupt::MsiRouter;
 use pio_mmio_bus::pci::spec::{BAR0, COMMAND, CONFIG_SPACE_SIZE, Command, bar, msix};
 use pio_mmio_bus::pci::{
-    BarKind, CapabilityHandler, DecodedRegion, Decoder, Msix, PciFunction, RequesterId,
-    VectorsError,
+    BarKind, DecodedRegion, Decoder, InterruptPin, Msix, PciFunction, RequesterId, VectorsError,
 };
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
 use super::device::{Interrupt, RegionIndex, VfioDevice};
+use super::interrupts::Interrupts;
 use super::window::{BarWindows, GuestWindows};
 
 /// What shares a page with a table that is trapped is trapped too.
@@ -26,7 +26,7 @@ pub enum AssignError {
     /// Its configuration space cannot be shown.
     #[error(transparent)]
     Config(#[from] ConfigPolicyError),
-    /// Its MSI-X vectors got no routes.
+    /// Its vectors got no routes.
     #[error(transparent)]
     Vectors(#[from] VectorsError),
     /// The bus refused the region of a BAR.
@@ -51,29 +51,27 @@ pub struct AssignedFunction {
 struct Shown {
     config: VirtualConfig,
     upstream: bool,
-    /// The device signals the vectors' eventfds.
-    connected: bool,
+    interrupts: Interrupts,
 }
 
 impl AssignedFunction {
-    /// Puts `device` under `policy`. BARs are placed by `decoder`, MSI-X vectors get routes of `router`.
+    /// Puts `device` under `policy`. BARs are placed by `decoder`, vectors of MSI and MSI-X get routes of `router`.
     pub fn new(
         device: Arc<dyn VfioDevice>,
-        policy: Policy,
+        mut policy: Policy,
         decoder: &Arc<Decoder>,
         router: &dyn MsiRouter,
     ) -> Result<Arc<Self>, AssignError> {
+        policy.intx &= device.vectors(Interrupt::Intx) != 0;
         let size = device.region(RegionIndex::Config).size;
         let size =
             usize::try_from(size).map_or(CONFIG_SPACE_SIZE, |size| size.min(CONFIG_SPACE_SIZE));
         let mut bytes = vec![0; size];
         device.read(RegionIndex::Config, 0, &mut bytes)?;
         let bars = physical_bars(&*device, &bytes);
-        let config = VirtualConfig::new(&bytes, &bars, policy)?;
-        let msix = match config.msix() {
-            Some(place) => Some((place, Msix::new(place.vectors, router)?)),
-            None => None,
-        };
+        let mut config = VirtualConfig::new(&bytes, &bars, policy)?;
+        let interrupts = Interrupts::new(&*device, &mut config, router)?;
+        let msix = interrupts.msix().cloned();
         let mut regions = Vec::new();
         for place in bars {
             let index = RegionIndex::Bar(u8::try_from(place.index).unwrap_or(u8::MAX));
@@ -99,7 +97,7 @@ impl AssignedFunction {
             shown: Mutex::new(Shown {
                 config,
                 upstream: true,
-                connected: false,
+                interrupts,
             }),
             msix,
             bars: regions,
@@ -152,11 +150,18 @@ impl AssignedFunction {
         Ok(shown)
     }
 
-    /// Lets the pin signal `trigger`; the kernel masks it then, until `resample` is signalled, by KVM's resampling irqfd or by the
-    /// VMM when the guest ends the interrupt.
+    /// The pin that the guest sees, if the policy shows one and the kernel can deliver it. The VMM has to connect it.
+    pub fn interrupt_pin(&self) -> Option<InterruptPin> {
+        self.shown().config.interrupt_pin()
+    }
+
+    /// Lets the pin signal `trigger` whenever the guest enabled neither MSI nor MSI-X; the kernel masks it then, until `resample` is
+    /// signalled, by KVM's resampling irqfd or by the VMM when the guest ends the interrupt.
     pub fn connect_intx(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
-        self.device.connect(Interrupt::Intx, &[trigger])?;
-        self.device.resample(resample)
+        let pin = (trigger.try_clone()?, resample.try_clone()?);
+        let mut shown = self.shown();
+        shown.interrupts.set_pin(pin);
+        self.wire(&mut shown)
     }
 
     /// Lets uncorrectable errors of the device signal `eventfd`: the guest must not go on with it.
@@ -195,49 +200,44 @@ impl AssignedFunction {
         self.device.write(RegionIndex::Config, offset, &merged)
     }
 
-    /// Lets the registers take effect: BARs, MSI-X.
+    /// Lets the registers take effect.
     fn apply(&self, shown: &mut Shown) {
+        self.place_bars(shown);
+        self.note(self.wire(shown));
+    }
+
+    fn place_bars(&self, shown: &Shown) {
         for (bar, region) in &self.bars {
             region.place(shown.config.bar_base(bar));
         }
-        let Some((place, msix)) = &self.msix else {
-            return;
-        };
-        let kept = place.capability..place.capability + msix::LENGTH;
-        let registers = shown.config.kept(kept);
-        CapabilityHandler::written(&**msix, registers, 0..registers.len());
-        let master = shown.config.command().contains(Command::BUS_MASTER);
-        msix.set_bus_master(master && shown.upstream);
-        if msix.enabled() != shown.connected {
-            let routes: Vec<_> = match msix.enabled() {
-                true => (0..msix.vectors())
-                    .filter_map(|vector| msix.route(vector))
-                    .collect(),
-                false => Vec::new(),
-            };
-            let eventfds: Vec<_> = routes.iter().map(|route| route.eventfd()).collect();
-            if self
-                .note(self.device.connect(Interrupt::Msix, &eventfds))
-                .is_some()
-            {
-                shown.connected = msix.enabled();
-            }
-        }
+    }
+
+    fn wire(&self, shown: &mut Shown) -> io::Result<()> {
+        let Shown {
+            config,
+            upstream,
+            interrupts,
+        } = shown;
+        let master = config.command().contains(Command::BUS_MASTER);
+        interrupts.apply(&*self.device, config, master && *upstream)
     }
 
     fn reset_device(&self, shown: &mut Shown) {
         shown.config.reset();
-        if let Some((_, msix)) = &self.msix {
-            CapabilityHandler::reset(&**msix);
-        }
-        self.apply(shown);
+        self.place_bars(shown);
+        self.note(shown.interrupts.reset(&*self.device));
         self.note(self.device.reset());
+        self.apply(shown);
     }
 }
 
 impl PciFunction for AssignedFunction {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
-        let shown = self.shown();
+        let mut shown = self.shown();
+        let Shown {
+            config, interrupts, ..
+        } = &mut *shown;
+        interrupts.refresh(config);
         data.fill(0xff);
         if shown.config.reads_device(offset, data.len()) {
             let inside = CONFIG_SPACE_SIZE
@@ -263,9 +263,7 @@ impl PciFunction for AssignedFunction {
     }
 
     fn set_requester(&self, requester: RequesterId) {
-        if let Some((_, msix)) = &self.msix {
-            CapabilityHandler::set_requester(&**msix, requester);
-        }
+        self.shown().interrupts.set_requester(requester);
     }
 
     fn set_upstream(&self, forwarded: bool) {

@@ -2,14 +2,15 @@
 //!
 //! [`VfioDevice`] and [`DmaSpace`] are what is asked of the kernel; `kernel` (feature `vfio`) asks a real one, [`fake`] answers by itself,
 //! for tests and fuzzers. [`AssignedFunction`] puts a device on a guest's bus: its configuration space is what a [`VirtualConfig`] makes of
-//! it, its BARs are checked and decoded where the guest places them, and shown there through a VMM's [`GuestWindows`], its MSI-X table
-//! is the VMM's own. [`map_guest_memory`] lets a
+//! it, its BARs are checked and decoded where the guest places them, and shown there through a VMM's [`GuestWindows`], its MSI and MSI-X
+//! vectors are routes of the VMM's, its interrupt pin two eventfds. [`map_guest_memory`] lets a
 //! device reach the guest's memory; `iommu` (feature `iommu`) only what an emulated IOMMU maps.
 
 mod config;
 mod device;
 pub mod fake;
 mod function;
+mod interrupts;
 #[cfg(feature = "iommu")]
 pub mod iommu;
 #[cfg(feature = "vfio")]
@@ -19,7 +20,9 @@ mod memory;
 mod open;
 mod window;
 
-pub use config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
+pub use config::{
+    ConfigPolicyError, Effects, MsiPlace, MsixPlace, PhysicalBar, Policy, VirtualConfig,
+};
 pub use device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
 pub use function::{AssignError, AssignedFunction};
 pub use memory::{DmaError, HostMemory, map_guest_memory, unmap_guest_memory};

@@ -63,6 +63,7 @@ pub fn device(config: Vec<u8>) -> FakeDevice {
         .region(RegionIndex::Bar(0), vec![0x50; 0x4000], Some(0..size))
         .region(RegionIndex::Bar(3), vec![0x53; 0x4000], Some(0..size))
         .vectors(Interrupt::Intx, 1)
+        .vectors(Interrupt::Msi, 1)
         .vectors(Interrupt::Msix, 3)
         .vectors(Interrupt::Error, 1)
 }

@@ -2,12 +2,12 @@ use pio_mmio_bus::pci::BarKind;
 use pio_mmio_bus::pci::spec::{
     BAR0, CACHE_LINE_SIZE, CAPABILITIES_POINTER, COMMAND, CONFIG_SPACE_SIZE, CONVENTIONAL_SIZE,
     Command, DEVICE_ID, FIRST_CAPABILITY, HEADER_TYPE, INTERRUPT_LINE, INTERRUPT_PIN,
-    MULTI_FUNCTION, REVISION_ID, STATUS, SUBSYSTEM_VENDOR_ID, Status, VENDOR_ID, bar, express,
+    MULTI_FUNCTION, REVISION_ID, STATUS, SUBSYSTEM_VENDOR_ID, Status, VENDOR_ID, bar, express, msi,
     msix,
 };
 
 use super::policy::{Policy, Treatment};
-use super::registers::{MsixPlace, PhysicalBar, VirtualConfig};
+use super::registers::{MsiPlace, MsixPlace, PhysicalBar, VirtualConfig};
 use crate::capability::{CapabilityError, ExtendedCapabilities};
 use crate::spec::capability;
 use crate::spec::sriov::{FIRST_EXTENDED, Header};
@@ -53,6 +53,7 @@ impl VirtualConfig {
             forwarded: zeroes(),
             bars: bars.to_vec(),
             msix: None,
+            msi: None,
             reset: None,
         };
         let [header] = bytes(&device, HEADER_TYPE);
@@ -155,8 +156,8 @@ impl VirtualConfig {
         }
         let mut link = CAPABILITIES_POINTER;
         for &offset in &places {
-            let [id, _, third] = bytes(device, offset);
-            let (treatment, length) = policy.standard(id, third);
+            let [id, _, low, high] = bytes(device, offset);
+            let (treatment, length) = policy.standard(id, u16::from_le_bytes([low, high]));
             if treatment == Treatment::Hidden || length < 3 {
                 continue;
             }
@@ -274,6 +275,10 @@ impl VirtualConfig {
                     self.reset = Some((start + express::DEVICE_CONTROL + 1, upper));
                 }
             }
+            Treatment::Msi => {
+                let control = u16::from_le_bytes(bytes(device, start + msi::CONTROL));
+                self.place_msi(MsiPlace::new(start, control));
+            }
             Treatment::Msix => {
                 put(&mut self.value, start, part(device, start, msix::LENGTH));
                 let control = u16::from_le_bytes(bytes(device, start + msix::CONTROL));
@@ -294,6 +299,32 @@ impl VirtualConfig {
                 });
             }
         }
+    }
+
+    /// MSI as `place` says, without what the guest has not written yet.
+    fn place_msi(&mut self, place: MsiPlace) {
+        use msi::Control;
+        let start = place.capability;
+        let [log2, ..] = place.vectors.trailing_zeros().to_le_bytes();
+        let mut control = Control::capable(log2.into());
+        control.set(Control::ADDRESS_64, place.address_64);
+        control.set(Control::PER_VECTOR_MASKING, place.masking);
+        let offset = start + msi::CONTROL;
+        put(&mut self.value, offset, &control.bits().to_le_bytes());
+        let granted = (Control::ENABLE | Control::ENABLED).bits().to_le_bytes();
+        put(&mut self.writable, offset, &granted);
+        let mut address = [0xff; 8];
+        address[0] = 0xfc;
+        let data = place.data();
+        let address = part(&address, 0, data - msi::ADDRESS);
+        put(&mut self.writable, start + msi::ADDRESS, address);
+        put(&mut self.writable, start + data, &[0xff; 2]);
+        if place.masking {
+            let masks = u32::MAX >> (32 - u32::from(place.vectors));
+            let offset = start + data + (msi::MASK - msi::DATA);
+            put(&mut self.writable, offset, &masks.to_le_bytes());
+        }
+        self.msi = Some(place);
     }
 
     fn check_msix(&self) -> Result<(), ConfigPolicyError> {

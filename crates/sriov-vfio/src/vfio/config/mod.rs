@@ -6,4 +6,4 @@ mod registers;
 
 pub use build::ConfigPolicyError;
 pub use policy::Policy;
-pub use registers::{Effects, MsixPlace, PhysicalBar, VirtualConfig};
+pub use registers::{Effects, MsiPlace, MsixPlace, PhysicalBar, VirtualConfig};

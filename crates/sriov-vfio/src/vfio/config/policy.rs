@@ -1,5 +1,6 @@
 use pio_mmio_bus::pci::spec::{capability_id, express, msix};
 
+use super::registers::MsiPlace;
 use crate::spec::{capability, extended};
 
 /// What is shown of a device. By default only what a guest can use without the host's help; what is not named is hidden.
@@ -34,11 +35,14 @@ pub(super) enum Treatment {
     Express,
     /// MSI-X: the VMM's.
     Msix,
+    /// MSI: the VMM's.
+    Msi,
 }
 
 impl Policy {
-    /// What becomes of a capability, and its length: `third` is the byte after its header, which says length or version.
-    pub(super) fn standard(self, id: u8, third: u8) -> (Treatment, usize) {
+    /// What becomes of a capability, and its length: `word` is the one after its header, which says length, version or form.
+    pub(super) fn standard(self, id: u8, word: u16) -> (Treatment, usize) {
+        let [third, _] = word.to_le_bytes();
         match id {
             capability::POWER => (Treatment::Power, capability::POWER_LENGTH),
             capability_id::EXPRESS if u16::from(third & 0xf) < express::VERSION => {
@@ -46,6 +50,7 @@ impl Policy {
             }
             capability_id::EXPRESS => (Treatment::Express, express::LENGTH),
             capability_id::MSIX => (Treatment::Msix, msix::LENGTH),
+            capability_id::MSI => (Treatment::Msi, MsiPlace::new(0, word).length()),
             capability_id::VENDOR => (Treatment::Direct, third.into()),
             capability::VITAL_PRODUCT_DATA => (Treatment::Direct, 8),
             _ => (Treatment::Hidden, 0),

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
-use pio_mmio_bus::pci::BarKind;
-use pio_mmio_bus::pci::spec::{BAR0, COMMAND, CONFIG_SPACE_SIZE, Command};
+use pio_mmio_bus::pci::spec::{BAR0, COMMAND, CONFIG_SPACE_SIZE, Command, INTERRUPT_PIN, msi};
+use pio_mmio_bus::pci::{BarKind, InterruptPin};
 
 /// A BAR as the device has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,71 @@ pub struct MsixPlace {
     pub table: (u8, u32),
     /// The BAR that holds the pending bits, and their offset there.
     pub pending: (u8, u32),
+}
+
+/// Where a device has MSI, and in which of its forms (PCIe §7.7.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MsiPlace {
+    /// Offset of the capability.
+    pub capability: usize,
+    /// How many vectors it asks for: 1, 2, 4, 8, 16 or 32.
+    pub vectors: u8,
+    /// Its address has 64 bits.
+    pub address_64: bool,
+    /// It has mask and pending bits.
+    pub masking: bool,
+}
+
+impl MsiPlace {
+    /// What the message control register `control` at `capability` says.
+    pub(super) fn new(capability: usize, control: u16) -> Self {
+        let control = msi::Control::from_bits_retain(control);
+        let [log2, _] = ((control & msi::Control::CAPABLE).bits() >> 1).to_le_bytes();
+        Self {
+            capability,
+            // 6 and 7 are reserved.
+            vectors: 1 << log2.min(5),
+            address_64: control.contains(msi::Control::ADDRESS_64),
+            masking: control.contains(msi::Control::PER_VECTOR_MASKING),
+        }
+    }
+
+    /// Offset of the message data from the start of the capability.
+    pub(super) fn data(&self) -> usize {
+        match self.address_64 {
+            true => msi::DATA,
+            false => msi::ADDRESS_UPPER,
+        }
+    }
+
+    /// Bytes of the capability.
+    pub(super) fn length(&self) -> usize {
+        let after_data = match self.masking {
+            true => msi::LENGTH - msi::DATA,
+            false => 2,
+        };
+        self.data() + after_data
+    }
+
+    /// Where the pending bits are in configuration space, if it has any.
+    pub(in crate::vfio) fn pending(&self) -> Option<usize> {
+        let offset = self.capability + self.data() + (msi::PENDING - msi::DATA);
+        self.masking.then_some(offset)
+    }
+
+    /// The registers as `config` keeps them, in the largest form.
+    pub(in crate::vfio) fn registers(&self, config: &VirtualConfig) -> [u8; msi::LENGTH] {
+        let kept = config.kept(self.capability..self.capability + self.length());
+        let address = kept.get(..self.data()).unwrap_or_default();
+        let rest = kept.get(self.data()..).unwrap_or_default();
+        let mut registers = [0; msi::LENGTH];
+        for (from, at) in [(address, 0), (rest, msi::DATA)] {
+            for (to, from) in registers.iter_mut().skip(at).zip(from) {
+                *to = *from;
+            }
+        }
+        registers
+    }
 }
 
 /// What a write asks for beyond the registers that the VMM keeps.
@@ -52,6 +117,7 @@ pub struct VirtualConfig {
     pub(super) forwarded: Vec<u8>,
     pub(super) bars: Vec<PhysicalBar>,
     pub(super) msix: Option<MsixPlace>,
+    pub(super) msi: Option<MsiPlace>,
     /// The byte and bit that ask for a reset.
     pub(super) reset: Option<(usize, u8)>,
 }
@@ -65,6 +131,35 @@ impl VirtualConfig {
     /// Where MSI-X is, if the device has it.
     pub fn msix(&self) -> Option<MsixPlace> {
         self.msix
+    }
+
+    /// Where MSI is, if the device has it.
+    pub fn msi(&self) -> Option<MsiPlace> {
+        self.msi
+    }
+
+    /// Says that MSI has no more than `vectors` vectors, a power of two.
+    pub fn limit_msi(&mut self, vectors: u8) {
+        let Some(place) = &mut self.msi else {
+            return;
+        };
+        place.vectors = place.vectors.min(vectors);
+        let [log2, ..] = place.vectors.trailing_zeros().to_le_bytes();
+        let offset = place.capability + msi::CONTROL;
+        for registers in [&mut self.value, &mut self.initial] {
+            if let Some(low) = registers.get_mut(offset) {
+                let [capable, _] = msi::Control::CAPABLE.bits().to_le_bytes();
+                *low = *low & !capable | log2 << 1;
+            }
+        }
+    }
+
+    /// The interrupt pin that the guest sees.
+    pub fn interrupt_pin(&self) -> Option<InterruptPin> {
+        use InterruptPin::{A, B, C, D};
+        let register = self.value.get(INTERRUPT_PIN).copied();
+        let mut pins = [A, B, C, D].into_iter();
+        pins.find(|pin| Some(pin.register()) == register)
     }
 
     /// Where the guest has a BAR, as long as it lets the function decode it.
@@ -91,6 +186,13 @@ impl VirtualConfig {
     /// The registers of `range` as they are kept; empty outside configuration space.
     pub fn kept(&self, range: Range<usize>) -> &[u8] {
         self.value.get(range).unwrap_or_default()
+    }
+
+    /// Keeps these bytes, whatever the guest may write there.
+    pub(in crate::vfio) fn keep(&mut self, offset: usize, bytes: &[u8]) {
+        for (to, from) in self.value.iter_mut().skip(offset).zip(bytes) {
+            *to = *from;
+        }
     }
 
     fn u32(&self, offset: usize) -> u32 {
