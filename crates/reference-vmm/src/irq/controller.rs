@@ -1,9 +1,9 @@
 use std::sync::Arc;
 
 use pio_mmio_bus::interrupt::{InterruptError, Ioapic, IrqLine, MsiRouter};
-use pio_mmio_bus::pci::RequesterId;
+use pio_mmio_bus::pci::{InterruptPin, IntxLines, RequesterId};
 
-use super::{EdgeLine, GsiLine, IOAPIC_PINS, KvmRouter};
+use super::{EdgeLine, GsiLine, IOAPIC_PINS, KvmRouter, ResampledPin};
 use crate::kvm::{Irqchip, KvmError, Vm};
 
 /// Who an I/O APIC in user space is to an interrupt remapper: a function that no bus has.
@@ -77,6 +77,19 @@ impl Controller {
             Pins::Kernel(vm) => Ok(Arc::new(EdgeLine::new(vm, gsi)?)),
             Pins::User(ioapic) => user_line(ioapic, gsi),
         }
+    }
+
+    /// A pin of device number `device` on bus 0, for a device that only tells when it rises. `lines` are those of bus 0, which lead here.
+    pub fn resampled_pin(
+        &self,
+        lines: &IntxLines,
+        device: u8,
+        pin: InterruptPin,
+    ) -> Result<ResampledPin, ControllerError> {
+        Ok(match &self.pins {
+            Pins::Kernel(vm) => ResampledPin::of_kernel(vm, device, pin)?,
+            Pins::User(ioapic) => ResampledPin::of_user(ioapic, lines, device, pin)?,
+        })
     }
 }
 

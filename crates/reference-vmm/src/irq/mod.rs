@@ -3,12 +3,14 @@
 mod controller;
 mod doorbell;
 mod line;
+mod pin;
 mod router;
 mod sink;
 
 pub use controller::{Controller, ControllerError, IOAPIC_REQUESTER};
 pub use doorbell::IoEvents;
 pub use line::{EdgeLine, GsiLine};
+pub use pin::ResampledPin;
 pub use router::KvmRouter;
 pub use sink::KvmSink;
 

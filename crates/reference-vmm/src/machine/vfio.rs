@@ -19,6 +19,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use super::board::Motherboard;
 use super::iommu::Translation;
 use super::{MachineError, Memory};
+use crate::irq::ResampledPin;
 use crate::kvm::{KvmError, Vm, Window};
 
 /// Device number of the first of them on bus 0; the others come before it.
@@ -32,7 +33,7 @@ pub enum VfioError {
     Iommu,
     /// The guest's memory was not mapped for it, as it is while the IOMMU is off.
     #[error("{0}: the guest's memory cannot be pinned for it")]
-    Pin(PciAddress),
+    Memory(PciAddress),
     /// It was named before.
     #[error("{0}: is assigned twice")]
     Twice(PciAddress),
@@ -53,6 +54,14 @@ pub enum VfioError {
         /// Why.
         source: AssignError,
     },
+    /// Its interrupt pin cannot be connected.
+    #[error("{function}: cannot connect its interrupt pin: {source}")]
+    InterruptPin {
+        /// The function.
+        function: PciAddress,
+        /// Why.
+        source: io::Error,
+    },
     /// Its BARs cannot be mapped.
     #[error("{function}: cannot map a BAR: {source}")]
     Map {
@@ -66,6 +75,8 @@ pub enum VfioError {
 /// The functions that the guest has.
 pub(super) struct Assigned {
     functions: Vec<Arc<AssignedFunction>>,
+    /// Where their interrupt pins lead.
+    pins: Vec<ResampledPin>,
     /// What the guest maps for each, if they are behind an IOMMU.
     shadows: Vec<Arc<Shadow<Memory, VfioIommu>>>,
 }
@@ -80,6 +91,7 @@ impl Assigned {
     ) -> Result<Self, MachineError> {
         let mut assigned = Self {
             functions: Vec::new(),
+            pins: Vec::new(),
             shadows: Vec::new(),
         };
         if addresses.is_empty() {
@@ -103,7 +115,7 @@ impl Assigned {
                     let iommu = VfioIommu::new(own, vm.memory().clone());
                     let shadow = vtd.shadow(RequesterId::new(0, devfn), iommu);
                     if shadow.counts().refused != 0 {
-                        return Err(VfioError::Pin(address).into());
+                        return Err(VfioError::Memory(address).into());
                     }
                     assigned.shadows.push(shadow);
                     function
@@ -113,6 +125,9 @@ impl Assigned {
             let bus = board.root.bus();
             bus.insert(devfn, function.clone())
                 .map_err(RootError::from)?;
+            assigned
+                .pins
+                .extend(connect_pin(address, number, &function, board)?);
             assigned.functions.push(function);
         }
         if translation.is_none() {
@@ -142,6 +157,7 @@ fn open(
     let known = sysfs.function(address)?;
     let policy = Policy {
         identity: Some((known.vendor, known.device)),
+        intx: true,
         ..Policy::default()
     };
     let router = board.controller.router();
@@ -159,6 +175,27 @@ fn open(
             source,
         })?;
     Ok(function)
+}
+
+/// Connects the interrupt pin of the function that is device `number` of the guest's bus 0, if it has one.
+fn connect_pin(
+    address: PciAddress,
+    number: u8,
+    function: &AssignedFunction,
+    board: &Motherboard,
+) -> Result<Option<ResampledPin>, MachineError> {
+    let Some(pin) = function.interrupt_pin() else {
+        return Ok(None);
+    };
+    let lines = board.root.intx();
+    let pin = board.controller.resampled_pin(lines, number, pin)?;
+    function
+        .connect_intx(pin.trigger(), pin.resample())
+        .map_err(|source| VfioError::InterruptPin {
+            function: address,
+            source,
+        })?;
+    Ok(Some(pin))
 }
 
 /// KVM's view of VFIO: without, KVM does not know of devices that do not snoop caches.
