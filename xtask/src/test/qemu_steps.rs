@@ -11,18 +11,18 @@ use crate::workspace;
 /// In this order.
 pub const STEPS: &[(&str, Run)] = &[
     ("vt-d beside qemu", |session| {
-        beside_qemu(session, "iommu-emul", "1000")
+        beside_qemu(session, "iommu-emul", "qemu_vtd", "1000")
     }),
     ("vpio beside qemu", |session| {
-        beside_qemu(session, "vpio-model", "200")
+        beside_qemu(session, "vpio-model", "qemu_devices", "200")
     }),
     ("sr-iov beside qemu", |session| {
-        beside_qemu(session, "sriov-vfio", "200")
+        beside_qemu(session, "sriov-vfio", "qemu_igb", "200")
     }),
 ];
 
-/// Runs the differential of `package` with so many programs.
-fn beside_qemu(session: &Session, package: &str, programs: &str) -> Result<Outcome> {
+/// Runs the example of `package` that makes so many programs for both.
+fn beside_qemu(session: &Session, package: &str, example: &str, programs: &str) -> Result<Outcome> {
     if let Err(error) = ensure_qemu() {
         if session.on_ci {
             return Err(error);
@@ -31,8 +31,8 @@ fn beside_qemu(session: &Session, package: &str, programs: &str) -> Result<Outco
     }
     let mut command = workspace::cargo()?;
     command.args(["run", "--locked", "--release", "-p", package]);
-    command.args(["--example", "qtest_differential", programs]);
-    let logged = session.logged(&format!("qtest-{package}"), &mut command)?;
+    command.args(["--example", example, programs]);
+    let logged = session.logged(example, &mut command)?;
     if !logged.success || logged.output.contains("SKIPPED") {
         bail!("`{}`\n{}", shown(&command), logged.tail());
     }

@@ -2,7 +2,7 @@
 //! (qtest), side by side; DMA comes from QEMU's `edu`. Prints each disagreement and fails if there is one. What is left out and why
 //! is in DIFFERENCES.md.
 //!
-//! `qtest_differential [PROGRAMS [SEED]]`, 1,000 programs from seed 1 unless told otherwise.
+//! `qemu_vtd [PROGRAMS [SEED]]`, 1,000 programs from seed 1 unless told otherwise.
 
 #![expect(
     clippy::unwrap_used,

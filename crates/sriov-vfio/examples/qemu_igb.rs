@@ -2,7 +2,7 @@
 //! all registers, all virtual functions and where their BARs are decoded compared. Where the two differ on purpose is in `DIFFERENCES.md`,
 //! and checked to be all that differs.
 //!
-//! `qtest_differential [PROGRAMS [SEED]]`, 200 programs from seed 1 unless told otherwise.
+//! `qemu_igb [PROGRAMS [SEED]]`, 200 programs from seed 1 unless told otherwise.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,

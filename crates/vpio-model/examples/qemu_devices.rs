@@ -1,7 +1,7 @@
 //! Random driver programs, through a model, on the device as QEMU has it (qtest): what the model believes is compared with what the
 //! device shows after each access. Most programs are hostile; memory around the guest's must stay as it is.
 //!
-//! `qtest_differential [PROGRAMS [SEED]]`, 200 programs for each device from seed 1 unless told otherwise.
+//! `qemu_devices [PROGRAMS [SEED]]`, 200 programs for each device from seed 1 unless told otherwise.
 
 #![expect(clippy::unwrap_used, reason = "a test program")]
 
