@@ -36,6 +36,10 @@ const PROGRAMS: &str = "vring-virtio-devices/bin,sriov-vfio/bin,sriov-vfio/iommu
 /// All tests, in debug. A step that takes these words takes what another built.
 pub const TESTS: [&str; 5] = ["test", "--locked", "--workspace", "--features", PROGRAMS];
 
+/// For what nobody debugs.
+const ONLY_BUILT: [(&str, &str); 2] =
+    [("CARGO_PROFILE_DEV_DEBUG", "0"), ("CARGO_INCREMENTAL", "0")];
+
 const HOST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 fn cargo(args: &[&str]) -> Result<Command> {
@@ -177,7 +181,7 @@ fn packages(session: &Session) -> Result<Outcome> {
     // built of an older state of them.
     let folder = tempfile::tempdir_in(workspace::target()?)?;
     let mut command = cargo(&["package", "--locked", "--allow-dirty", "--target-dir"])?;
-    command.arg(folder.path());
+    command.arg(folder.path()).envs(ONLY_BUILT);
     let packages = packages_where(Package::is_published)?;
     for package in &packages {
         command.args(["-p", package]);
@@ -224,6 +228,7 @@ fn tool(session: &Session, name: &str, features: &[&str]) -> Result<Command> {
             // Unoptimized: building it is what takes time.
             let mut install = cargo(&["install", "--locked", "--quiet", "--debug", name])?;
             install.args(features).arg("--root").arg(&tools);
+            install.envs(ONLY_BUILT);
             session.check(&format!("install-{name}"), &mut install)?;
         }
         installed
