@@ -1,4 +1,4 @@
-//! All of the crate's unsafe code: frames of memory that others read and write at any time.
+//! Frames of memory that others read and write at any time. All unsafe code that no device of Linux's needs is here.
 //!
 //! Words are reached through atomics only, each always with the same width. Bulk copies go straight between frames; what a copy sees of
 //! bytes that change meanwhile is any mix of old and new, and callers never decide anything by bytes that they did not copy out first.
@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use crate::guest::Access;
 use crate::spec::PAGE_SIZE;
 
 /// The memory of an in-process frame.
@@ -21,6 +22,8 @@ unsafe impl Sync for Page {}
 #[derive(Clone)]
 pub struct Frame {
     page: NonNull<u8>,
+    /// How many of its bytes may be written: all or none.
+    writable: usize,
     number: u64,
     owner: Arc<dyn Any + Send + Sync>,
 }
@@ -44,6 +47,7 @@ impl Frame {
         let page = Arc::new(Box::new(Page(std::cell::UnsafeCell::new([0; PAGE_SIZE]))));
         Self {
             page: NonNull::from(&**page).cast(),
+            writable: PAGE_SIZE,
             number: NEXT.fetch_add(1, Ordering::Relaxed),
             owner: page,
         }
@@ -53,17 +57,32 @@ impl Frame {
     ///
     /// # Safety
     ///
-    /// `page` is aligned to 4096 and its 4096 bytes are readable and writable until the last clone of `owner` is gone. No Rust reference
-    /// to these bytes exists meanwhile, but for atomics.
+    /// `page` is aligned to 4096 and its 4096 bytes are readable, and with [`Access::ReadWrite`] writable, until the last clone of `owner`
+    /// is gone. No Rust reference to these bytes exists meanwhile, but for atomics.
     pub unsafe fn from_raw(
         page: NonNull<u8>,
+        access: Access,
         number: u64,
         owner: Arc<dyn Any + Send + Sync>,
     ) -> Self {
+        let writable = match access {
+            Access::ReadOnly => 0,
+            Access::ReadWrite => PAGE_SIZE,
+        };
         Self {
             page,
+            writable,
             number,
             owner,
+        }
+    }
+
+    /// The same page, not to be written through this clone nor those of it.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self {
+            writable: 0,
+            ..self
         }
     }
 
@@ -87,28 +106,28 @@ impl Frame {
         Arc::strong_count(&self.owner) == 1
     }
 
-    /// The byte at `offset`; none beyond the page.
+    /// The byte at `offset`; none beyond the page or where it is read-only.
     pub fn u8(&self, offset: usize) -> Option<&AtomicU8> {
         let pointer = self.word(offset, 1)?.cast::<AtomicU8>();
         // SAFETY: in the page, which lives as long as `self`.
         Some(unsafe { pointer.as_ref() })
     }
 
-    /// The word at `offset`; none beyond the page or where it is not aligned.
+    /// The word at `offset`; none beyond the page, where it is not aligned or where the page is read-only.
     pub fn u16(&self, offset: usize) -> Option<&AtomicU16> {
         let pointer = self.word(offset, 2)?.cast::<AtomicU16>();
         // SAFETY: aligned and in the page, which lives as long as `self`.
         Some(unsafe { pointer.as_ref() })
     }
 
-    /// The word at `offset`; none beyond the page or where it is not aligned.
+    /// The word at `offset`; none beyond the page, where it is not aligned or where the page is read-only.
     pub fn u32(&self, offset: usize) -> Option<&AtomicU32> {
         let pointer = self.word(offset, 4)?.cast::<AtomicU32>();
         // SAFETY: aligned and in the page, which lives as long as `self`.
         Some(unsafe { pointer.as_ref() })
     }
 
-    /// The word at `offset`; none beyond the page or where it is not aligned.
+    /// The word at `offset`; none beyond the page, where it is not aligned or where the page is read-only.
     pub fn u64(&self, offset: usize) -> Option<&AtomicU64> {
         let pointer = self.word(offset, 8)?.cast::<AtomicU64>();
         // SAFETY: aligned and in the page, which lives as long as `self`.
@@ -116,7 +135,7 @@ impl Frame {
     }
 
     fn word(&self, offset: usize, size: usize) -> Option<NonNull<u8>> {
-        (offset < PAGE_SIZE && offset.is_multiple_of(size)).then(|| {
+        (offset < self.writable && offset.is_multiple_of(size)).then(|| {
             // SAFETY: in the page, as `size` divides its size.
             unsafe { self.page.add(offset) }
         })
@@ -125,7 +144,7 @@ impl Frame {
     /// Copies bytes from `offset` on. False, and nothing is copied, where they leave the page.
     #[must_use]
     pub fn read(&self, offset: usize, bytes: &mut [u8]) -> bool {
-        if !within(offset, bytes.len()) {
+        if !within(offset, bytes.len(), PAGE_SIZE) {
             return false;
         }
         // SAFETY: the source is in the page, and `bytes` is exclusively ours, so it is not.
@@ -138,10 +157,10 @@ impl Frame {
         true
     }
 
-    /// Copies bytes to `offset` on. False, and nothing is copied, where they leave the page.
+    /// Copies bytes to `offset` on. False, and nothing is copied, where they leave the page or it is read-only.
     #[must_use]
     pub fn write(&self, offset: usize, bytes: &[u8]) -> bool {
-        if !within(offset, bytes.len()) {
+        if !within(offset, bytes.len(), self.writable) {
             return false;
         }
         // SAFETY: the destination is in the page, to bytes of which no reference exists.
@@ -154,10 +173,10 @@ impl Frame {
         true
     }
 
-    /// Copies `length` bytes between pages, which may be the same. False, and nothing is copied, where they leave a page.
+    /// Copies `length` bytes between pages, which may be the same. False, and nothing is copied, where they leave a page or `dest` is read-only.
     #[must_use]
     pub fn copy_to(&self, offset: usize, dest: &Self, dest_offset: usize, length: usize) -> bool {
-        if !within(offset, length) || !within(dest_offset, length) {
+        if !within(offset, length, PAGE_SIZE) || !within(dest_offset, length, dest.writable) {
             return false;
         }
         // SAFETY: both ranges are in their pages; the copy allows them to overlap.
@@ -168,15 +187,13 @@ impl Frame {
         true
     }
 
-    /// Fills the page with zeros.
+    /// Fills the page with zeros, unless it is read-only.
     pub fn clear(&self) {
-        // SAFETY: the whole page, to bytes of which no reference exists.
-        unsafe { self.page.as_ptr().write_bytes(0, PAGE_SIZE) }
+        // SAFETY: all that may be written of the page, to bytes of which no reference exists.
+        unsafe { self.page.as_ptr().write_bytes(0, self.writable) }
     }
 }
 
-fn within(offset: usize, length: usize) -> bool {
-    offset
-        .checked_add(length)
-        .is_some_and(|end| end <= PAGE_SIZE)
+fn within(offset: usize, length: usize, limit: usize) -> bool {
+    offset.checked_add(length).is_some_and(|end| end <= limit)
 }

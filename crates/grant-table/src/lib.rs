@@ -6,6 +6,8 @@ pub mod foreign;
 pub mod frame;
 pub mod guest;
 pub mod hypervisor;
+#[cfg(target_os = "linux")]
+pub mod linux;
 pub mod net;
 pub mod ring;
 pub mod spec;

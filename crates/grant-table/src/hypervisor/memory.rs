@@ -155,6 +155,10 @@ impl Memory for Pages {
         if !matches!(*slot, Slot::Empty) {
             return Err(Refusal::General);
         }
+        let frame = match access {
+            Access::ReadOnly => frame.read_only(),
+            Access::ReadWrite => frame,
+        };
         *slot = Slot::Granted(frame, access);
         Ok(())
     }

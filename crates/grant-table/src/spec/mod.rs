@@ -5,6 +5,7 @@
 pub mod block;
 pub mod event;
 pub mod grant;
+pub mod linux;
 pub mod net;
 pub mod ring;
 pub mod xenbus;
