@@ -12,6 +12,7 @@ pub mod sriov;
 pub mod vfio;
 pub mod vhost;
 pub mod virtual_functions;
+pub mod xen;
 
 use std::time::Duration;
 
@@ -52,6 +53,8 @@ enum Scenario {
     Disk,
     /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
     VirtualFunctions,
+    /// Boot a real Xen and run grant-table's conformance suite in its domain 0
+    Xen,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -87,6 +90,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Vfio => run_vfio(),
         Scenario::Disk => run_disk(),
         Scenario::VirtualFunctions => run_virtual_functions(),
+        Scenario::Xen => run_xen(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -148,6 +152,15 @@ fn run_disk() -> Result<()> {
 fn run_virtual_functions() -> Result<()> {
     let progress = Progress::new("virtual functions");
     println!("{}", virtual_functions::run(&progress)?);
+    Ok(())
+}
+
+fn run_xen() -> Result<()> {
+    let report = xen::run(&Progress::new("xen"))?;
+    println!(
+        "{} checks passed at attempt {}",
+        report.checks, report.attempt
+    );
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! This workspace's programs, built for a scenario.
 
+use std::fs;
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -26,4 +27,27 @@ pub fn sriov() -> Result<PathBuf> {
     ];
     process::run_quietly(workspace::cargo()?.args(build))?;
     Ok(workspace::target()?.join("debug/sriov"))
+}
+
+/// Builds an example so that it needs no library, and returns its path.
+pub fn static_example(package: &str, name: &str) -> Result<PathBuf> {
+    let mut build = workspace::cargo()?;
+    build.args(["rustc", "-p", package, "--example", name]);
+    // For the program alone: what it is made of is shared with the tests.
+    build.args([
+        "--",
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        "strip=symbols",
+    ]);
+    process::run_quietly(&mut build)?;
+    // A later build of the tests puts another program there.
+    let program = workspace::lab()?.join(name);
+    fs::create_dir_all(workspace::lab()?)?;
+    fs::copy(
+        workspace::target()?.join("debug/examples").join(name),
+        &program,
+    )?;
+    Ok(program)
 }

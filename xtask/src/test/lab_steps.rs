@@ -14,7 +14,7 @@ use super::{Outcome, Run, Session};
 use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions};
+use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, xen};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -50,6 +50,7 @@ pub const STEPS: &[(&str, Run)] = &[
     ("assigned function", assigned_function),
     ("assigned disk", assigned_disk),
     ("virtual functions of ours", our_virtual_functions),
+    ("xen", on_xen),
     ("boot, elf kernel, root ports, reboot", |session| {
         boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
     }),
@@ -197,6 +198,20 @@ fn kvm_here(session: &Session) -> Result<Outcome> {
     Ok(Outcome {
         counts: counts.and(outcome.counts),
         note: String::new(),
+    })
+}
+
+fn on_xen(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let report = xen::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: u64::try_from(report.checks)?,
+            ..Counts::default()
+        },
+        note: format!("conformance on a real Xen{}", at_attempt(report.attempt)),
     })
 }
 
