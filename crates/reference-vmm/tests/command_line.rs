@@ -50,6 +50,7 @@ fn help_names_every_option_and_status() {
         "--net",
         "--vhost-user",
         "--vfio",
+        "--vpio",
         "--console",
         "--transport",
         "--device",
@@ -244,4 +245,31 @@ fn demo_ends_with_a_table_and_status_0() {
         .map(|exits| exits["count"].as_u64().unwrap())
         .sum();
     assert!(writes < 34, "{writes}");
+}
+
+#[test]
+fn a_model_that_is_missing_wrong_or_unsafe() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let kernel = path("kernel");
+    fs::write(&kernel, b"").unwrap();
+    let model = path("card.vpio");
+    let vpio = format!("01:00.0,model={model}");
+    let run = || vmm(&["run", "--kernel", &kernel, "--vpio", &vpio]);
+    let said = || String::from_utf8(run().stderr).unwrap();
+    assert!(said().contains("cannot open the model "), "{}", said());
+    fs::write(&model, "model \"card\";\nspace regs: port bar 0 size;").unwrap();
+    assert!(said().contains("card.vpio:2:"), "{}", said());
+    let text = "model \"card\"; space regs: port bar 0 size 8; machine dma { idle, busy } address buffer: 32;
+        register BUFFER = regs[0]:4; register START = regs[4]:1;
+        transfer send: read buffer, 512 while dma is busy;
+        on write BUFFER { buffer = value; forward device(value); }
+        on write START { dma -> busy; }
+        reusable when 1;";
+    fs::write(&model, text).unwrap();
+    let words = "card.vpio is unsafe: transfer `send` runs unchecked after write START";
+    assert!(said().contains(words), "{}", said());
+    assert_eq!(run().status.code(), Some(1));
+    let wrong = vmm(&["run", "--kernel", &kernel, "--vpio", "01:00.0"]);
+    assert_eq!(wrong.status.code(), Some(2));
 }

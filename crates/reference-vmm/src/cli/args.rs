@@ -88,6 +88,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "BDF[,BDF...]", value_delimiter = ',')]
     pub(super) vfio: Vec<PciAddress>,
 
+    /// The same for a function that the guest only drives as a model of the device allows, which is checked first (`vpio check`); for devices that reach memory in ways that an IOMMU does not tell apart, or that several are to share. May be repeated
+    #[arg(long, value_name = "BDF,model=FILE", value_parser = vpio)]
+    pub(super) vpio: Vec<VpioArg>,
+
     /// Virtio console (hvc0 in Linux): on the terminal, or printing to a file
     #[arg(long, value_name = "stdio|file=FILE", value_parser = console)]
     pub(super) console: Option<ConsoleArg>,
@@ -186,6 +190,25 @@ fn net(text: &str) -> Result<NetArg, String> {
         tap: tap.ok_or("tap=NAME is missing")?,
         mac,
         sriov,
+    })
+}
+
+/// A function of the host, and the file with its model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VpioArg {
+    pub(super) address: PciAddress,
+    pub(super) model: PathBuf,
+}
+
+fn vpio(text: &str) -> Result<VpioArg, String> {
+    let parts = text.split_once(",model=");
+    let (address, model) = parts.ok_or("expected BDF,model=FILE")?;
+    if model.is_empty() {
+        return Err("the name of the model is missing".to_owned());
+    }
+    Ok(VpioArg {
+        address: address.parse().map_err(|error| format!("{error}"))?,
+        model: model.into(),
     })
 }
 

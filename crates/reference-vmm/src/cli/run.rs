@@ -13,7 +13,9 @@ use super::watch::{Keyboard, Watch};
 use crate::boot::{Image, Linux, Payload};
 use crate::machine::disk::Disk;
 use crate::machine::stop::Stop;
-use crate::machine::{Config, Machine, Nic, Peripherals, VhostUser, VirtualNic};
+use crate::machine::{
+    Config, Machine, ModelledFunction, Nic, Peripherals, Stopped, VhostUser, VirtualNic, VpioError,
+};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -41,6 +43,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
     };
     drop(terminal);
     report::write(&args.report, &stopped)?;
+    say_what_was_denied(&stopped)?;
     stopped
         .flushed
         .map_err(|error| format!("cannot flush the disks: {error}"))?;
@@ -58,6 +61,20 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
     };
     writeln!(io::stderr(), "reference-vmm: {}", stopped.reason)?;
     Ok(status)
+}
+
+/// What models denied: nothing a driver of the device they describe would do.
+fn say_what_was_denied(stopped: &Stopped) -> io::Result<()> {
+    for used in &stopped.modelled {
+        for (reason, count) in &used.denials {
+            let function = used.function;
+            writeln!(
+                io::stderr(),
+                "reference-vmm: {function}: denied, {count} times: {reason}"
+            )?;
+        }
+    }
+    Ok(())
 }
 
 /// The kernel's command line, with what other arguments add to it.
@@ -96,6 +113,8 @@ fn virtual_mac(MacAddress([a, b, c, d, e, f]): MacAddress, index: u8) -> MacAddr
 /// truncated. All else is opened and made anew, so that nothing of one life of the guest reaches the next.
 struct Kept {
     nics: Vec<Nic>,
+    /// Their models were checked, which takes a while.
+    modelled: Vec<ModelledFunction>,
     /// Where the virtio console prints.
     console: Option<File>,
 }
@@ -118,7 +137,16 @@ impl Kept {
             })?),
             None => None,
         };
-        Ok(Self { nics, console })
+        let modelled = args
+            .vpio
+            .iter()
+            .map(|arg| ModelledFunction::new(arg.address, &arg.model))
+            .collect::<Result<_, VpioError>>()?;
+        Ok(Self {
+            nics,
+            modelled,
+            console,
+        })
     }
 
     /// Describes a machine that boots from the start, and says where to type, if not into its serial port.
@@ -162,6 +190,7 @@ impl Kept {
                 console,
                 emulated: args.devices.iter().copied().map(Into::into).collect(),
                 assigned: args.vfio.clone(),
+                modelled: self.modelled.clone(),
             },
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),

@@ -18,6 +18,7 @@ use super::emulated::Emulated;
 use super::sriov::VirtualNic;
 use super::vhost_user::VhostUser;
 use super::virtio::{AttachError, Transport, Views, VirtioDevices};
+use super::vpio::ModelledFunction;
 use crate::acpi::VirtioMmioSlot;
 
 /// A network interface.
@@ -47,6 +48,8 @@ pub struct Peripherals {
     pub emulated: Vec<Emulated>,
     /// Functions of this host that the guest drives itself, bound to `vfio-pci`.
     pub assigned: Vec<PciAddress>,
+    /// The same, behind models.
+    pub modelled: Vec<ModelledFunction>,
 }
 
 impl Peripherals {
@@ -59,6 +62,7 @@ impl Peripherals {
             console,
             emulated: _,
             assigned: _,
+            modelled: _,
         } = self;
         let console = usize::from(console.is_some());
         let count = disks.len() + nics.len() + vhost_user.len() + console + 1;
@@ -93,6 +97,7 @@ impl<A: DmaView> Devices<A> {
             console,
             emulated,
             assigned: _,
+            modelled: _,
         } = peripherals;
         for (device, index) in emulated.into_iter().zip(0u8..) {
             device.attach(index, &views, board)?;

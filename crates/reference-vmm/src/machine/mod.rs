@@ -12,6 +12,7 @@ pub mod stop;
 mod vfio;
 mod vhost_user;
 mod virtio;
+mod vpio;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub use sriov::{MAX_VIRTUAL_NICS, VirtualNic};
 pub use vfio::VfioError;
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
+pub use vpio::{ModelledFunction, ModelledUse, VpioError};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};
@@ -110,6 +112,9 @@ pub enum MachineError {
     /// A function of the host.
     #[error(transparent)]
     Vfio(#[from] VfioError),
+    /// A function of the host behind a model.
+    #[error(transparent)]
+    Vpio(#[from] VpioError),
     /// A device that another process serves.
     #[error(transparent)]
     VhostUser(#[from] VhostUserError),
@@ -198,6 +203,7 @@ impl Machine {
 
         let assigned = Assigned::attach(
             &config.peripherals.assigned,
+            &config.peripherals.modelled,
             &vm,
             &board,
             translation.as_ref(),
@@ -314,6 +320,8 @@ pub struct Stopped {
     pub buses: [BusReport; 2],
     /// What the thread did that emulated the IOMMU, if there was one.
     pub sidecore: Option<Counters>,
+    /// What was done with functions of the host behind models.
+    pub modelled: Vec<ModelledUse>,
     /// Whether what the guest wrote to its disks is on stable storage.
     pub flushed: io::Result<()>,
 }
@@ -341,6 +349,7 @@ impl Running {
         Stopped {
             flushed,
             sidecore: self.translation.as_ref().and_then(Translation::counters),
+            modelled: self.assigned.used(),
             buses: self.buses.map(|bus| bus.report()),
             reason: self.stop.reason().cloned().unwrap_or(Stop::User),
             vcpus,

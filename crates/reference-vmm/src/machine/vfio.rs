@@ -11,13 +11,14 @@ use sriov_vfio::vfio::iommu::VfioIommu;
 use sriov_vfio::vfio::kernel::Container;
 use sriov_vfio::vfio::{
     AssignError, AssignedFunction, DmaError, GuestWindow, GuestWindows, OpenError, Policy,
-    map_guest_memory,
+    VfioDevice, map_guest_memory,
 };
 use vfio_ioctls::VfioDeviceFd;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 
 use super::board::Motherboard;
 use super::iommu::Translation;
+use super::vpio::{Behind, ModelledFunction, ModelledUse, VpioError};
 use super::{MachineError, Memory};
 use crate::irq::ResampledPin;
 use crate::kvm::{KvmError, Vm, Window};
@@ -79,12 +80,16 @@ pub(super) struct Assigned {
     pins: Vec<ResampledPin>,
     /// What the guest maps for each, if they are behind an IOMMU.
     shadows: Vec<Arc<Shadow<Memory, VfioIommu>>>,
+    /// Those that are behind models.
+    behind: Vec<Behind>,
 }
 
 impl Assigned {
-    /// Takes the functions from the host, lets them reach the guest's memory, or what `translation` maps of it, and puts them on bus 0.
+    /// Takes the functions from the host, lets them reach the guest's memory, or what `translation` maps of it, and puts them on bus 0:
+    /// those at `addresses`, and those that are behind models.
     pub(super) fn attach(
         addresses: &[PciAddress],
+        modelled: &[ModelledFunction],
         vm: &Vm,
         board: &Motherboard,
         translation: Option<&Translation>,
@@ -93,25 +98,41 @@ impl Assigned {
             functions: Vec::new(),
             pins: Vec::new(),
             shadows: Vec::new(),
+            behind: Vec::new(),
         };
-        if addresses.is_empty() {
+        if addresses.is_empty() && modelled.is_empty() {
             return Ok(assigned);
         }
         let kvm = kvm_device(vm)?;
         let container = || Container::new(Some(kvm.clone())).map_err(VfioError::from);
         let shared = container()?;
-        for (index, &address) in addresses.iter().enumerate() {
-            if addresses.iter().take(index).any(|other| *other == address) {
+        let plain = addresses.iter().map(|address| (*address, None));
+        let modelled = modelled
+            .iter()
+            .map(|function| (function.address, Some(function)));
+        let all: Vec<_> = plain.chain(modelled).collect();
+        for (index, &(address, model)) in all.iter().enumerate() {
+            if all.iter().take(index).any(|(other, _)| *other == address) {
                 return Err(VfioError::Twice(address).into());
             }
             let number = FIRST.saturating_sub(u8::try_from(index).unwrap_or(u8::MAX));
             let devfn = RequesterId::devfn_of(number, 0);
-            let function = match translation {
-                None => open(&shared, address, vm, board)?,
-                Some(Translation::Vtd(vtd)) => {
+            let function = match (translation, model) {
+                (None, None) => show(open(&shared, address)?, address, vm, board)?,
+                (None, Some(model)) => {
+                    // An address space of its own: no other function reaches the copies of its descriptors.
+                    let own = container()?;
+                    let device = open(&own, address)?;
+                    let behind = Behind::new(model, device, &*own, vm.memory(), &board.stop)?;
+                    let function = show(behind.device(), address, vm, board)?;
+                    assigned.behind.push(behind);
+                    function
+                }
+                (Some(_), Some(_)) => return Err(VpioError::Iommu(address).into()),
+                (Some(Translation::Vtd(vtd)), None) => {
                     // An address space of its own, as the guest may map something else for each.
                     let own = container()?;
-                    let function = open(&own, address, vm, board)?;
+                    let function = show(open(&own, address)?, address, vm, board)?;
                     let iommu = VfioIommu::new(own, vm.memory().clone());
                     let shadow = vtd.shadow(RequesterId::new(0, devfn), iommu);
                     if shadow.counts().refused != 0 {
@@ -120,7 +141,7 @@ impl Assigned {
                     assigned.shadows.push(shadow);
                     function
                 }
-                Some(Translation::Virtio(_)) => return Err(VfioError::Iommu.into()),
+                (Some(Translation::Virtio(_)), None) => return Err(VfioError::Iommu.into()),
             };
             let bus = board.root.bus();
             bus.insert(devfn, function.clone())
@@ -130,7 +151,7 @@ impl Assigned {
                 .extend(connect_pin(address, number, &function, board)?);
             assigned.functions.push(function);
         }
-        if translation.is_none() {
+        if translation.is_none() && !addresses.is_empty() {
             // VFIO has an address space once it has a function.
             map_guest_memory(&*shared, vm.memory()).map_err(VfioError::from)?;
         }
@@ -143,18 +164,26 @@ impl Assigned {
             function.reset();
         }
     }
+
+    /// What was done with those that are behind models.
+    pub(super) fn used(&self) -> Vec<ModelledUse> {
+        self.behind.iter().map(Behind::used).collect()
+    }
 }
 
-/// Takes a function from the host, and shows its BARs.
-fn open(
-    container: &Arc<Container>,
+/// Takes a function from the host.
+fn open(container: &Arc<Container>, address: PciAddress) -> Result<Arc<dyn VfioDevice>, VfioError> {
+    Ok(container.open(&Sysfs::default(), address)?)
+}
+
+/// Makes a function of `device`, which is the host's at `address`, and shows its BARs.
+fn show(
+    device: Arc<dyn VfioDevice>,
     address: PciAddress,
     vm: &Vm,
     board: &Motherboard,
 ) -> Result<Arc<AssignedFunction>, VfioError> {
-    let sysfs = Sysfs::default();
-    let device = container.open(&sysfs, address)?;
-    let known = sysfs.function(address)?;
+    let known = Sysfs::default().function(address)?;
     let policy = Policy {
         identity: Some((known.vendor, known.device)),
         intx: true,

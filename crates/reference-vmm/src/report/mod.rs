@@ -5,9 +5,10 @@ mod table;
 
 use pio_mmio_bus::bus::BusReport;
 use serde::Serialize;
+use vpio_model::vfio::Counts;
 
 use crate::kvm::read_stats;
-use crate::machine::Stopped;
+use crate::machine::{ModelledUse, Stopped};
 use crate::vcpu::{ExitCounts, ExitKind};
 
 /// What a machine's guest cost, from power-on to its end.
@@ -25,6 +26,25 @@ pub struct Report {
     pub buses: Vec<BusReport>,
     /// The thread that emulated the IOMMU, if there was one.
     pub sidecore: Option<SidecoreReport>,
+    /// The functions of the host behind models.
+    pub models: Vec<ModelReport>,
+}
+
+/// What a guest did with a function of the host behind a model.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelReport {
+    /// The function.
+    pub function: String,
+    /// What its model calls itself.
+    pub model: String,
+    /// Accesses of its registers. Each element of a string instruction is one.
+    pub accesses: u64,
+    /// Those that the model of a device with one guest has to see.
+    pub hooked: u64,
+    /// Those that were denied.
+    pub denied: u64,
+    /// Its interrupts.
+    pub interrupts: u64,
 }
 
 /// What a sidecore did.
@@ -40,6 +60,25 @@ pub struct SidecoreReport {
     pub busy_share: f64,
     /// The longest time that one look with its work took, in nanoseconds.
     pub longest_nanoseconds: u64,
+}
+
+impl ModelReport {
+    fn new(used: &ModelledUse) -> Self {
+        let Counts {
+            accesses,
+            hooked,
+            denied,
+            interrupts,
+        } = used.counts;
+        Self {
+            function: used.function.to_string(),
+            model: used.model.clone(),
+            accesses,
+            hooked,
+            denied,
+            interrupts,
+        }
+    }
 }
 
 /// Exits to user space of one kind.
@@ -111,6 +150,7 @@ impl Report {
                 longest_nanoseconds: u64::try_from(counters.longest_busy.as_nanos())
                     .unwrap_or(u64::MAX),
             }),
+            models: stopped.modelled.iter().map(ModelReport::new).collect(),
         }
     }
 

@@ -79,6 +79,7 @@ mod tests {
             }],
             buses: Vec::new(),
             sidecore: None,
+            models: Vec::new(),
         };
         let svg = svg(&report);
         assert_eq!(svg.matches("<rect").count(), 2);

@@ -33,6 +33,19 @@ impl fmt::Display for Report {
             let share = format!("{:.1} %", 100.0 * sidecore.busy_share);
             row(f, "time with work", &share, "")?;
         }
+        for model in &self.models {
+            writeln!(f)?;
+            row(
+                f,
+                &format!("{} as {}", model.function, model.model),
+                "number",
+                "",
+            )?;
+            row(f, "accesses", &grouped(model.accesses), "")?;
+            row(f, "hooked", &grouped(model.hooked), "")?;
+            row(f, "denied", &grouped(model.denied), "")?;
+            row(f, "interrupts", &grouped(model.interrupts), "")?;
+        }
         if !self.kernel.is_empty() {
             writeln!(f)?;
             row(f, "counted by KVM", "number", "")?;

@@ -1,0 +1,205 @@
+//! Functions of the host that the guest drives as far as a model of the device allows.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::{fs, io};
+
+use sriov_vfio::sysfs::PciAddress;
+use sriov_vfio::vfio::{DmaSpace, VfioDevice};
+use vpio_model::bus::DenialSink;
+use vpio_model::check::Finding;
+use vpio_model::engine::{At, Denied};
+use vpio_model::language::{Access, LanguageError, Policy};
+use vpio_model::model::Model;
+use vpio_model::vfio::{Counts, GuestDma, GuestDmaError, Modelled, ModelledError};
+
+use super::Memory;
+use super::layout::PCI_WINDOW_32;
+use super::stop::{Stop, StopSwitch};
+
+/// How many states of a model are looked into before it is used.
+const STATES: usize = 1000;
+/// Where a function sees copies of its descriptors: where the guest has BARs and never memory.
+const COPIES: u64 = PCI_WINDOW_32.start;
+
+/// A function of this host, bound to `vfio-pci`, and the model that says what the guest may do with it.
+#[derive(Clone, Debug)]
+pub struct ModelledFunction {
+    /// Where the host has it.
+    pub address: PciAddress,
+    /// Its model, which was checked.
+    pub model: Arc<Model>,
+}
+
+/// Why a function could not be put behind a model.
+#[derive(Debug, thiserror::Error)]
+pub enum VpioError {
+    /// The model's file.
+    #[error("cannot open the model {path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It holds no model.
+    #[error(transparent)]
+    Language(#[from] LanguageError),
+    /// It holds a model by which a guest can get out.
+    #[error("the model {path} is unsafe: {}", first(findings))]
+    Unsafe {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        findings: Vec<Finding>,
+    },
+    /// Its DMA would pass by the IOMMU.
+    #[error("{0}: a function with a model cannot be behind `--iommu`")]
+    Iommu(PciAddress),
+    /// The guest's memory, or memory for copies of descriptors, was not mapped for it.
+    #[error("{function}: {source}")]
+    Memory {
+        /// The function.
+        function: PciAddress,
+        /// Why.
+        source: GuestDmaError,
+    },
+    /// It is not the device that the model describes, or cannot be reset.
+    #[error("{function}: {source}")]
+    Model {
+        /// The function.
+        function: PciAddress,
+        /// Why.
+        source: ModelledError,
+    },
+}
+
+/// The findings on one line.
+fn first(findings: &[Finding]) -> String {
+    let all: Vec<String> = findings.iter().map(Finding::to_string).collect();
+    all.join("; ")
+}
+
+impl ModelledFunction {
+    /// Reads the model from a file and checks it.
+    ///
+    /// # Errors
+    ///
+    /// There is no such file, it holds no model, or an unsafe one.
+    pub fn new(address: PciAddress, path: &Path) -> Result<Self, VpioError> {
+        let file = |source| VpioError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let text = fs::read_to_string(path).map_err(file)?;
+        let model = Model::parse(&path.display().to_string(), &text)?;
+        let mut findings = model.check(STATES).findings;
+        findings.retain(Finding::is_unsafe);
+        if findings.is_empty() {
+            let model = Arc::new(model);
+            return Ok(Self { address, model });
+        }
+        Err(VpioError::Unsafe {
+            path: path.to_owned(),
+            findings,
+        })
+    }
+}
+
+/// What a guest did with a function behind a model.
+#[derive(Clone, Debug)]
+pub struct ModelledUse {
+    /// The function.
+    pub function: PciAddress,
+    /// What the model calls itself.
+    pub model: String,
+    /// How much.
+    pub counts: Counts,
+    /// Why accesses were denied by the model, and how often. What is to no BAR of the model is counted only.
+    pub denials: BTreeMap<Arc<str>, u64>,
+}
+
+/// A function behind its model.
+pub(super) struct Behind {
+    address: PciAddress,
+    name: String,
+    device: Arc<Modelled<GuestDma>>,
+    denials: Arc<Denials>,
+}
+
+impl Behind {
+    /// Resets the device and lets it reach the guest's memory, by `space`, which is empty but for the device.
+    pub(super) fn new(
+        function: &ModelledFunction,
+        device: Arc<dyn VfioDevice>,
+        space: &dyn DmaSpace,
+        memory: &Memory,
+        stop: &Arc<StopSwitch>,
+    ) -> Result<Self, VpioError> {
+        let ModelledFunction { address, model } = function;
+        let (address, name) = (*address, model.name().to_owned());
+        let denials = Arc::new(Denials {
+            function: address,
+            stop: Arc::clone(stop),
+            reasons: Mutex::default(),
+        });
+        let dma = GuestDma::map(space, Arc::clone(memory), COPIES, model.shadow_bytes());
+        let dma = dma.map_err(|source| VpioError::Memory {
+            function: address,
+            source,
+        })?;
+        let sink: Arc<dyn DenialSink> = denials.clone();
+        let device = Modelled::new(device, Arc::clone(model), dma, &sink);
+        let device = device.map_err(|source| VpioError::Model {
+            function: address,
+            source,
+        })?;
+        Ok(Self {
+            address,
+            name,
+            device: Arc::new(device),
+            denials,
+        })
+    }
+
+    /// The function, to be put on a bus.
+    pub(super) fn device(&self) -> Arc<dyn VfioDevice> {
+        self.device.clone()
+    }
+
+    /// What was done with it until now.
+    pub(super) fn used(&self) -> ModelledUse {
+        ModelledUse {
+            function: self.address,
+            model: self.name.clone(),
+            counts: self.device.counts(),
+            denials: self.denials.reasons().clone(),
+        }
+    }
+}
+
+/// Counts why accesses were denied, and does what a model wants beyond the device.
+struct Denials {
+    function: PciAddress,
+    stop: Arc<StopSwitch>,
+    /// As many as the model has.
+    reasons: Mutex<BTreeMap<Arc<str>, u64>>,
+}
+
+impl Denials {
+    fn reasons(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, u64>> {
+        self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl DenialSink for Denials {
+    fn denied(&self, at: At, _access: Access, denied: &Denied) {
+        *self.reasons().entry(denied.reason.clone()).or_default() += 1;
+        if denied.policy == Policy::MachineCheck {
+            let (function, offset) = (self.function, at.offset);
+            let why = format!("{function}: access to {offset:#x}: {denied}");
+            self.stop.throw(Stop::Host(why));
+        }
+    }
+}
