@@ -9,7 +9,7 @@ use pio_mmio_bus::bus::{AddressSpace, Bus, BusReader, Outcome};
 use pio_mmio_bus::interrupt::RecordingRouter;
 use pio_mmio_bus::pci::{Decoder, InterruptPin, PciFunction, RequesterId};
 use sriov_vfio::vfio::fake::{FakeDevice, FakeWindows};
-use sriov_vfio::vfio::{AssignedFunction, Interrupt, Policy, RegionIndex};
+use sriov_vfio::vfio::{AssignedFunction, Interrupt, Notice, Policy, RegionIndex};
 use vf::{EXPRESS, MSI, MSIX, config, device, put};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -338,12 +338,20 @@ fn as_many_vectors_of_msi_are_shown_as_the_host_has() {
 }
 
 #[test]
-fn errors_signal_an_eventfd() {
+fn notices_signal_eventfds_whatever_else_is_connected() {
     let machine = Machine::new();
-    let error = EventFd::new(EFD_NONBLOCK).unwrap();
-    machine.function.connect_error(&error).unwrap();
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let connected = |notice| machine.function.connect_notice(notice, &event).unwrap();
+    // It has errors to tell of, and nobody asks for it.
+    assert_eq!(
+        [Notice::Error, Notice::Request].map(connected),
+        [true, false]
+    );
+    machine.msix(0x8000);
     assert!(machine.device.fire(Interrupt::Error, 0));
-    assert_eq!(error.read().unwrap(), 1);
+    assert_eq!(event.read().unwrap(), 1);
+    machine.function.reset();
+    assert!(machine.device.fire(Interrupt::Error, 0) && !machine.function.take_failure());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::memory::HostMemory;
+use super::migration::Migration;
 
 /// A region of a PCI device (Linux, `VFIO_PCI_*_REGION_INDEX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +89,11 @@ pub trait VfioDevice: Send + Sync {
 
     /// Resets the function, by FLR where it can.
     fn reset(&self) -> io::Result<()>;
+
+    /// How it is migrated, if it can be.
+    fn migration(&self) -> Option<&dyn Migration> {
+        None
+    }
 }
 
 bitflags! {

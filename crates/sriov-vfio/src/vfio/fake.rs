@@ -1,8 +1,8 @@
 //! A device and an I/O address space that answer by themselves, for tests, fuzzers and demonstrations: fakes of the seam. What they do not know
 //! about a kernel is what the lab is for.
 
-use std::collections::BTreeMap;
-use std::io::{self, ErrorKind};
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
 use super::memory::HostMemory;
+use super::migration::{DeviceState, Migration};
 use super::window::{GuestWindow, GuestWindows};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -22,6 +23,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub struct FakeDevice {
     regions: BTreeMap<RegionIndex, Region>,
     vectors: BTreeMap<Interrupt, u32>,
+    migratable: bool,
     state: Mutex<State>,
 }
 
@@ -30,6 +32,8 @@ struct State {
     bytes: BTreeMap<RegionIndex, Vec<u8>>,
     connected: BTreeMap<Interrupt, Vec<EventFd>>,
     pin: Pin,
+    /// How it is, and what is left to read or was written of its state; `None` is the state of a device that failed.
+    migration: Option<(DeviceState, VecDeque<u8>)>,
     resets: usize,
     accesses: usize,
 }
@@ -44,6 +48,10 @@ struct Pin {
 
 impl State {
     fn signal(&self, interrupt: Interrupt, vector: usize) -> bool {
+        let state = self.migration.as_ref().map(|(state, _)| *state);
+        if state.is_some_and(|state| state != DeviceState::Running) {
+            return false;
+        }
         let eventfds = self.connected.get(&interrupt);
         let eventfd = eventfds.and_then(|all| all.get(vector));
         eventfd.is_some_and(|eventfd| eventfd.write(1).is_ok())
@@ -79,6 +87,13 @@ impl FakeDevice {
     /// Gives the device this many vectors of a kind.
     pub fn vectors(mut self, interrupt: Interrupt, count: u32) -> Self {
         self.vectors.insert(interrupt, count);
+        self
+    }
+
+    /// Lets the device be migrated: its state is what its regions hold, configuration space last.
+    pub fn migratable(mut self) -> Self {
+        self.migratable = true;
+        lock(&self.state).migration = Some((DeviceState::Running, VecDeque::new()));
         self
     }
 
@@ -163,6 +178,10 @@ impl VfioDevice for FakeDevice {
         Ok(())
     }
 
+    fn migration(&self) -> Option<&dyn Migration> {
+        self.migratable.then_some(self)
+    }
+
     /// Memory of its own, which is not what the region holds.
     fn map(&self, index: RegionIndex, part: Range<u64>) -> io::Result<MmapRegion> {
         let mappable = VfioDevice::region(self, index).mappable;
@@ -221,8 +240,52 @@ impl VfioDevice for FakeDevice {
     }
 
     fn reset(&self) -> io::Result<()> {
-        lock(&self.state).resets += 1;
+        let mut state = lock(&self.state);
+        state.resets += 1;
+        if self.migratable {
+            state.migration = Some((DeviceState::Running, VecDeque::new()));
+        }
         Ok(())
+    }
+}
+
+impl Migration for FakeDevice {
+    /// All states can be reached from each, by way of the stopped one, as the kernel sees to.
+    fn set_state(&self, state: DeviceState) -> io::Result<()> {
+        let mut own = lock(&self.state);
+        let (before, written) = own.migration.take().ok_or(ErrorKind::InvalidInput)?;
+        if before == DeviceState::Resuming && state != before {
+            let mut written = written.into_iter();
+            for bytes in own.bytes.values_mut() {
+                for byte in bytes {
+                    // A device that got less than its state has failed.
+                    *byte = written.next().ok_or(ErrorKind::InvalidData)?;
+                }
+            }
+            if written.next().is_some() {
+                return Err(ErrorKind::InvalidData.into());
+            }
+        }
+        let left = match state {
+            DeviceState::StopCopy => own.bytes.values().flatten().copied().collect(),
+            _ => VecDeque::new(),
+        };
+        own.migration = Some((state, left));
+        Ok(())
+    }
+
+    fn read_state(&self, data: &mut [u8]) -> io::Result<usize> {
+        match &mut lock(&self.state).migration {
+            Some((DeviceState::StopCopy, left)) => left.read(data),
+            _ => Err(ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    fn write_state(&self, data: &[u8]) -> io::Result<()> {
+        match &mut lock(&self.state).migration {
+            Some((DeviceState::Resuming, written)) => written.write_all(data),
+            _ => Err(ErrorKind::InvalidInput.into()),
+        }
     }
 }
 

@@ -14,8 +14,11 @@ use vmm_sys_util::eventfd::EventFd;
 use super::config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
 use super::device::{Interrupt, RegionIndex, VfioDevice};
 use super::interrupts::Interrupts;
+use super::migration::{self, AssignedState, DeviceState, Migration, MigrationError};
 use super::window::{BarWindows, GuestWindows};
 
+/// [`COMMAND`] as configuration accesses have it.
+const COMMAND_REGISTER: u16 = 0x04;
 /// What shares a page with a table that is trapped is trapped too.
 const PAGE: u64 = 4096;
 
@@ -37,9 +40,16 @@ pub enum AssignError {
     Device(#[from] io::Error),
 }
 
+/// What the VMM is told of a device, and the guest is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It had an uncorrectable error: the guest must not go on with it.
+    Error,
+    /// The host asks for it back, and waits until this process has closed it.
+    Request,
+}
+
 /// A VFIO device as a function on a guest's bus.
-///
-/// Its state cannot be saved: it is in the device.
 pub struct AssignedFunction {
     device: Arc<dyn VfioDevice>,
     shown: Mutex<Shown>,
@@ -164,9 +174,69 @@ impl AssignedFunction {
         self.wire(&mut shown)
     }
 
-    /// Lets uncorrectable errors of the device signal `eventfd`: the guest must not go on with it.
-    pub fn connect_error(&self, eventfd: &EventFd) -> io::Result<()> {
-        self.device.connect(Interrupt::Error, &[eventfd])
+    /// Lets `notice` signal `eventfd`. Whether there is such a notice of this device.
+    pub fn connect_notice(&self, notice: Notice, eventfd: &EventFd) -> io::Result<bool> {
+        let interrupt = match notice {
+            Notice::Error => Interrupt::Error,
+            Notice::Request => Interrupt::Request,
+        };
+        if self.device.vectors(interrupt) == 0 {
+            return Ok(false);
+        }
+        self.device.connect(interrupt, &[eventfd]).map(|()| true)
+    }
+
+    /// Stops the device, or lets it run again. While it is stopped it neither reaches memory nor interrupts, and its BARs must not be
+    /// accessed.
+    pub fn set_running(&self, running: bool) -> Result<(), MigrationError> {
+        let state = match running {
+            true => DeviceState::Running,
+            false => DeviceState::Stop,
+        };
+        Ok(self.migration()?.set_state(state)?)
+    }
+
+    /// Stops the device and saves what the guest can observe of it, the device's own part having at most `limit` bytes. On error the
+    /// device may be let run again ([`set_running`](Self::set_running)).
+    pub fn save(&self, limit: usize) -> Result<AssignedState, MigrationError> {
+        let device = migration::save(self.migration()?, limit)?;
+        let shown = self.shown();
+        let (msix, msi_pending) = shown.interrupts.save();
+        Ok(AssignedState {
+            config: shown.config.save(),
+            msix,
+            msi_pending,
+            device,
+        })
+    }
+
+    /// Takes over a saved state, before the guest runs; the device stays stopped. After an error the function must be reset before it is
+    /// used.
+    pub fn restore(&self, state: &AssignedState) -> Result<(), MigrationError> {
+        let AssignedState {
+            config,
+            msix,
+            msi_pending,
+            device,
+        } = state;
+        let migration = self.migration()?;
+        let mut shown = self.shown();
+        let mut restored = shown.config.clone();
+        restored.restore(config).map_err(MigrationError::Config)?;
+        shown.interrupts.restore(msix.as_ref(), *msi_pending)?;
+        migration::load(migration, device)?;
+        let [low, high] = restored.command().bits().to_le_bytes();
+        // As if the guest wrote it: some of it is the device's.
+        for (offset, bytes, mask) in restored.write(COMMAND_REGISTER, &[low, high]).forwarded {
+            self.forward(offset, &bytes, &mask)?;
+        }
+        shown.config = restored;
+        self.place_bars(&shown);
+        Ok(self.wire(&mut shown)?)
+    }
+
+    fn migration(&self) -> Result<&dyn Migration, MigrationError> {
+        self.device.migration().ok_or(MigrationError::Unsupported)
     }
 
     /// Whether the device refused something since the last call, an access to its configuration space, its vectors, a reset; or the

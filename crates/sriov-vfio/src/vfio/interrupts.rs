@@ -3,11 +3,12 @@ use std::sync::Arc;
 
 use pio_mmio_bus::interrupt::{MsiRoute, MsiRouter};
 use pio_mmio_bus::pci::spec::{msi, msix};
-use pio_mmio_bus::pci::{CapabilityHandler, Msi, Msix, RequesterId, VectorsError};
+use pio_mmio_bus::pci::{CapabilityHandler, Msi, Msix, MsixState, RequesterId, VectorsError};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::config::{MsiPlace, MsixPlace, VirtualConfig};
 use super::device::{Interrupt, VfioDevice};
+use super::migration::MigrationError;
 
 /// How a function interrupts. The device signals eventfds of one kind at a time: MSI-X if the guest enabled it, else MSI, else the pin.
 pub(super) struct Interrupts {
@@ -62,6 +63,31 @@ impl Interrupts {
 
     pub(super) fn set_pin(&mut self, pin: (EventFd, EventFd)) {
         self.pin = Some(pin);
+    }
+
+    /// MSI-X's table and pending bits, and MSI's pending bits.
+    pub(super) fn save(&self) -> (Option<MsixState>, Option<u32>) {
+        let msix = self.msix.as_ref().map(|(_, msix)| msix.save());
+        let msi = self.msi.as_ref().map(|(_, msi)| msi.save_pending());
+        (msix, msi)
+    }
+
+    /// Takes them over. Refuses, and changes nothing, if they are another kind of function's.
+    pub(super) fn restore(
+        &self,
+        msix: Option<&MsixState>,
+        msi: Option<u32>,
+    ) -> Result<(), MigrationError> {
+        if msix.is_some() != self.msix.is_some() || msi.is_some() != self.msi.is_some() {
+            return Err(MigrationError::Kind);
+        }
+        if let (Some((_, own)), Some(saved)) = (&self.msix, msix) {
+            own.restore(saved)?;
+        }
+        if let (Some((_, own)), Some(saved)) = (&self.msi, msi) {
+            own.restore_pending(saved);
+        }
+        Ok(())
     }
 
     /// Lets `config` show the pending bits of MSI.

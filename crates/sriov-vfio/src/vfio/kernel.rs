@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vfio_bindings::bindings::vfio::{
     VFIO_DMA_MAP_FLAG_READ, VFIO_DMA_MAP_FLAG_WRITE, VFIO_IRQ_SET_ACTION_TRIGGER,
     VFIO_IRQ_SET_ACTION_UNMASK, VFIO_IRQ_SET_DATA_EVENTFD, VFIO_IRQ_SET_DATA_NONE,
-    vfio_iommu_type1_dma_map, vfio_irq_set,
+    VFIO_MIGRATION_STOP_COPY, vfio_iommu_type1_dma_map, vfio_irq_set,
 };
 use vfio_ioctls::{VfioContainer, VfioDeviceFd, VfioError, VfioRegionInfoCap};
 use vm_memory::{FileOffset, MmapRegion};
@@ -26,6 +26,7 @@ use ioctls::{VFIO_DEVICE_RESET, VFIO_DEVICE_SET_IRQS, VFIO_IOMMU_MAP_DMA};
 
 use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
 use super::memory::HostMemory;
+use super::migration::{DeviceState, Migration};
 use super::open::{self, OpenError};
 use crate::sysfs::{PciAddress, Sysfs};
 
@@ -241,5 +242,29 @@ impl VfioDevice for Device {
             0 => Ok(()),
             _ => Err(io::Error::last_os_error()),
         }
+    }
+
+    fn migration(&self) -> Option<&dyn Migration> {
+        let flags = self.device.query_migration_support().ok().flatten()?;
+        (flags & u64::from(VFIO_MIGRATION_STOP_COPY) != 0).then_some(self)
+    }
+}
+
+impl Migration for Device {
+    fn set_state(&self, state: DeviceState) -> io::Result<()> {
+        let set = self.device.set_migration_state(state.number());
+        set.map_err(io::Error::other)
+    }
+
+    fn read_state(&self, data: &mut [u8]) -> io::Result<usize> {
+        self.device
+            .read_migration_data(data)
+            .map_err(io::Error::other)
+    }
+
+    fn write_state(&self, data: &[u8]) -> io::Result<()> {
+        self.device
+            .write_migration_data(data)
+            .map_err(io::Error::other)
     }
 }

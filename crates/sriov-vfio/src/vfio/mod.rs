@@ -16,6 +16,7 @@ pub mod iommu;
 #[cfg(feature = "vfio")]
 pub mod kernel;
 mod memory;
+mod migration;
 #[cfg(feature = "vfio")]
 mod open;
 mod window;
@@ -24,8 +25,9 @@ pub use config::{
     ConfigPolicyError, Effects, MsiPlace, MsixPlace, PhysicalBar, Policy, VirtualConfig,
 };
 pub use device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
-pub use function::{AssignError, AssignedFunction};
+pub use function::{AssignError, AssignedFunction, Notice};
 pub use memory::{DmaError, HostMemory, map_guest_memory, unmap_guest_memory};
+pub use migration::{AssignedState, DeviceState, Migration, MigrationError};
 #[cfg(feature = "vfio")]
 pub use open::OpenError;
 pub use window::{GuestWindow, GuestWindows};

@@ -253,6 +253,29 @@ impl VirtualConfig {
         effects
     }
 
+    /// What the guest wrote, for [`restore`](Self::restore).
+    pub(in crate::vfio) fn save(&self) -> Vec<u8> {
+        let kept = self.value.iter().zip(&self.initial).zip(&self.writable);
+        kept.map(|((value, initial), writable)| value & writable | initial & !writable)
+            .collect()
+    }
+
+    /// Takes over what [`save`](Self::save) gave. Refuses, and changes nothing, where that differs from what the guest could have
+    /// written; returns the offset.
+    pub(in crate::vfio) fn restore(&mut self, saved: &[u8]) -> Result<(), usize> {
+        let kept = saved.iter().zip(&self.initial).zip(&self.writable);
+        let differs =
+            |((saved, initial), writable): ((&u8, &u8), &u8)| (saved ^ initial) & !writable != 0;
+        if saved.len() != self.value.len() {
+            return Err(saved.len().min(self.value.len()));
+        }
+        if let Some(offset) = kept.into_iter().position(differs) {
+            return Err(offset);
+        }
+        self.value.copy_from_slice(saved);
+        Ok(())
+    }
+
     /// As after a reset.
     pub fn reset(&mut self) {
         self.value.copy_from_slice(&self.initial);
