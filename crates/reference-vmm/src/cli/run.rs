@@ -57,7 +57,7 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
             status::SIGNAL.saturating_add(number)
         }
         Stop::User => status::POWERED_OFF,
-        Stop::Host(_) => status::FAILED,
+        Stop::Host(_) | Stop::Device(_) => status::FAILED,
     };
     writeln!(io::stderr(), "reference-vmm: {}", stopped.reason)?;
     Ok(status)

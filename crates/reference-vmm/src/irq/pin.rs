@@ -1,6 +1,5 @@
 use std::io;
 use std::sync::{Arc, Weak};
-use std::thread::{self, JoinHandle};
 
 use pio_mmio_bus::interrupt::{EndObserver, Ioapic, IrqLine};
 use pio_mmio_bus::pci::{InterruptPin, IntxLines, IntxPin};
@@ -8,7 +7,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::intx_gsi;
 use crate::kvm::{KvmError, Vm};
-use crate::machine::stop::wait_readable;
+use crate::machine::watch::Watch;
 
 /// The interrupt pin of a function as two eventfds, for a device that only tells when its pin rises: VFIO's.
 ///
@@ -49,7 +48,8 @@ impl ResampledPin {
         let observer: Weak<Asserted> = Arc::downgrade(&asserted);
         let gsi = intx_gsi(device, pin.register().saturating_sub(1));
         ioapic.observe(usize::try_from(gsi).unwrap_or(usize::MAX), observer);
-        let watch = Watch::spawn(clone(&trigger)?, asserted).map_err(call)?;
+        let assert = Box::new(move || asserted.pin.set_level(true));
+        let watch = Watch::spawn("intx", vec![(clone(&trigger)?, assert)]).map_err(call)?;
         Ok(Self {
             trigger,
             resample,
@@ -97,43 +97,6 @@ impl EndObserver for Asserted {
             self.pin.set_level(false);
             // An eventfd that its reader drains does not overflow.
             let _ = self.resample.write(1);
-        }
-    }
-}
-
-/// A thread that asserts a pin when its eventfd is signalled. Ends when dropped.
-struct Watch {
-    end: EventFd,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Watch {
-    fn spawn(trigger: EventFd, asserted: Arc<Asserted>) -> io::Result<Self> {
-        let end = EventFd::new(EFD_NONBLOCK)?;
-        let ends = end.try_clone()?;
-        let thread = thread::Builder::new()
-            .name("intx".to_owned())
-            .spawn(move || {
-                while wait_readable(&[&trigger, &ends]).is_ok() && ends.read().is_err() {
-                    if trigger.read().is_ok() {
-                        asserted.pin.set_level(true);
-                    }
-                }
-            })?;
-        Ok(Self {
-            end,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        if self.end.write(1).is_ok()
-            && let Some(thread) = self.thread.take()
-        {
-            // A thread that panicked asserts nothing more either.
-            let _ = thread.join();
         }
     }
 }

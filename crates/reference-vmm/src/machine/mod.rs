@@ -13,6 +13,7 @@ mod vfio;
 mod vhost_user;
 mod virtio;
 mod vpio;
+pub(crate) mod watch;
 
 use std::io::{self, Write};
 use std::sync::Arc;

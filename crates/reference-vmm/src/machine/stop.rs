@@ -25,6 +25,8 @@ pub enum Stop {
     User,
     /// A vCPU could not be run by the host.
     Host(String),
+    /// The guest cannot go on with a device of the host that it drives.
+    Device(String),
 }
 
 /// Where a guest crashed.
@@ -82,6 +84,7 @@ impl fmt::Display for Stop {
             Self::Signal(signal) => write!(f, "ended by signal {signal}"),
             Self::User => f.write_str("ended from the terminal"),
             Self::Host(error) => write!(f, "the host cannot run the guest: {error}"),
+            Self::Device(what) => write!(f, "an assigned function: {what}"),
         }
     }
 }

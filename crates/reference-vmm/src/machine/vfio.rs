@@ -1,5 +1,6 @@
 //! Functions of the host that VFIO lets the guest drive.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -10,15 +11,18 @@ use sriov_vfio::sysfs::{PciAddress, Sysfs, SysfsError};
 use sriov_vfio::vfio::iommu::VfioIommu;
 use sriov_vfio::vfio::kernel::Container;
 use sriov_vfio::vfio::{
-    AssignError, AssignedFunction, DmaError, GuestWindow, GuestWindows, OpenError, Policy,
+    AssignError, AssignedFunction, DmaError, GuestWindow, GuestWindows, Notice, OpenError, Policy,
     VfioDevice, map_guest_memory,
 };
 use vfio_ioctls::VfioDeviceFd;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::board::Motherboard;
 use super::iommu::Translation;
+use super::stop::{Stop, StopSwitch};
 use super::vpio::{Behind, ModelledFunction, ModelledUse, VpioError};
+use super::watch::{Action, Watch};
 use super::{MachineError, Memory};
 use crate::irq::ResampledPin;
 use crate::kvm::{KvmError, Vm, Window};
@@ -35,6 +39,9 @@ pub enum VfioError {
     /// The guest's memory was not mapped for it, as it is while the IOMMU is off.
     #[error("{0}: the guest's memory cannot be pinned for it")]
     Memory(PciAddress),
+    /// Behind the guest's IOMMU, and behind a model, a function has an address space of its own, and a group has one.
+    #[error("{0} and {1} are in one IOMMU group: they cannot have address spaces of their own")]
+    Group(PciAddress, PciAddress),
     /// It was named before.
     #[error("{0}: is assigned twice")]
     Twice(PciAddress),
@@ -82,6 +89,8 @@ pub(super) struct Assigned {
     shadows: Vec<Arc<Shadow<Memory, VfioIommu>>>,
     /// Those that are behind models.
     behind: Vec<Behind>,
+    /// Stops the machine that cannot go on with them.
+    _watch: Option<Watch>,
 }
 
 impl Assigned {
@@ -99,7 +108,9 @@ impl Assigned {
             pins: Vec::new(),
             shadows: Vec::new(),
             behind: Vec::new(),
+            _watch: None,
         };
+        let mut notices = Vec::new();
         if addresses.is_empty() && modelled.is_empty() {
             return Ok(assigned);
         }
@@ -111,6 +122,8 @@ impl Assigned {
             .iter()
             .map(|function| (function.address, Some(function)));
         let all: Vec<_> = plain.chain(modelled).collect();
+        let own = |model: Option<_>| translation.is_some() || model.is_some();
+        check_groups(all.iter().map(|&(address, model)| (address, own(model))))?;
         for (index, &(address, model)) in all.iter().enumerate() {
             if all.iter().take(index).any(|(other, _)| *other == address) {
                 return Err(VfioError::Twice(address).into());
@@ -149,12 +162,15 @@ impl Assigned {
             assigned
                 .pins
                 .extend(connect_pin(address, number, &function, board)?);
+            notices.extend(connect_notices(address, &function, &board.stop)?);
             assigned.functions.push(function);
         }
         if translation.is_none() && !addresses.is_empty() {
             // VFIO has an address space once it has a function.
             map_guest_memory(&*shared, vm.memory()).map_err(VfioError::from)?;
         }
+        let watch = Watch::spawn("vfio", notices).map_err(MachineError::Host)?;
+        assigned._watch = Some(watch);
         Ok(assigned)
     }
 
@@ -169,6 +185,25 @@ impl Assigned {
     pub(super) fn used(&self) -> Vec<ModelledUse> {
         self.behind.iter().map(Behind::used).collect()
     }
+}
+
+/// Whether each of the functions that have an address space of their own is in a group of its own.
+fn check_groups(functions: impl Iterator<Item = (PciAddress, bool)>) -> Result<(), VfioError> {
+    let sysfs = Sysfs::default();
+    let mut groups = BTreeMap::new();
+    for (address, own) in functions {
+        // That there is no group is said when it is opened.
+        let Some(group) = sysfs.function(address)?.group else {
+            continue;
+        };
+        match groups.insert(group, (address, own)) {
+            Some((other, others)) if other != address && (own || others) => {
+                return Err(VfioError::Group(other, address));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Takes a function from the host.
@@ -225,6 +260,28 @@ fn connect_pin(
             source,
         })?;
     Ok(Some(pin))
+}
+
+/// What stops the machine: an error of the device, after which the guest must not go on with it, and the host that asks for it back,
+/// and waits until this process has closed it.
+fn connect_notices(
+    address: PciAddress,
+    function: &AssignedFunction,
+    stop: &Arc<StopSwitch>,
+) -> Result<Vec<Action>, MachineError> {
+    let mut actions: Vec<Action> = Vec::new();
+    for (notice, why) in [
+        (Notice::Error, "had an uncorrectable error"),
+        (Notice::Request, "is asked for by the host"),
+    ] {
+        let event = EventFd::new(EFD_NONBLOCK)?;
+        if function.connect_notice(notice, &event)? {
+            let stop = Arc::clone(stop);
+            let reason = Stop::Device(format!("{address} {why}"));
+            actions.push((event, Box::new(move || stop.throw(reason.clone()))));
+        }
+    }
+    Ok(actions)
 }
 
 /// KVM's view of VFIO: without, KVM does not know of devices that do not snoop caches.
