@@ -49,7 +49,7 @@ enum Scenario {
     Sriov,
     /// Give a network card behind a real kernel's VT-d to a Debian guest, which drives it itself
     Vfio,
-    /// Give an NVMe disk behind a real kernel's VT-d to a Debian guest, which makes a file system on it
+    /// Give disks and a network card behind a real kernel's VT-d to Debian guests, which make file systems on them
     Disk,
     /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
     VirtualFunctions,
@@ -144,8 +144,7 @@ fn run_vfio() -> Result<()> {
 }
 
 fn run_disk() -> Result<()> {
-    let (counts, attempt) = disk::run(&Progress::new("disk"))?;
-    println!("requests and interrupts: {counts}, at attempt {attempt}");
+    println!("{}", disk::run(&Progress::new("disk"))?);
     Ok(())
 }
 

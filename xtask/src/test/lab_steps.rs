@@ -155,13 +155,13 @@ fn assigned_disk(session: &Session) -> Result<Outcome> {
     if let Some(skipped) = unavailable(session)? {
         return Ok(skipped);
     }
-    let (counts, attempt) = disk::run(&session.progress)?;
+    let cost = disk::run(&session.progress)?;
     Ok(Outcome {
         counts: Counts {
             passed: disk::CHECKS,
             ..Counts::default()
         },
-        note: format!("requests and interrupts: {counts}{}", at_attempt(attempt)),
+        note: cost.to_string(),
     })
 }
 
