@@ -129,6 +129,11 @@ impl FakeDevice {
             .map_or(0, Vec::len)
     }
 
+    /// Whether an eventfd unmasks INTx.
+    pub fn resampled(&self) -> bool {
+        lock(&self.state).pin.unmask.is_some()
+    }
+
     /// How often it was reset.
     pub fn resets(&self) -> usize {
         lock(&self.state).resets
