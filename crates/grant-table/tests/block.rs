@@ -382,7 +382,9 @@ proptest! {
         let _notify = front.publish();
         prop_assert!(world.back.serve().unwrap());
         for slot in &slots {
-            prop_assert_eq!(front.take().unwrap().unwrap().operation, slot[0]);
+            // Linux's front end gives a disk up whose answers do not name what an indirect request was about.
+            let asked = if slot[0] == op::INDIRECT { slot[1] } else { slot[0] };
+            prop_assert_eq!(front.take().unwrap().unwrap().operation, asked);
         }
         for page in pages {
             world.grants.end(page).unwrap();

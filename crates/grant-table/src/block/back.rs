@@ -101,7 +101,7 @@ impl<F: Foreign, D: Disk> BlockBack<F, D> {
             let result = self.execute(&request);
             let response = Response {
                 id: request.id,
-                operation: request.operation,
+                operation: request.answered_as(),
                 status: result.err().map_or(status::OKAY, |Failed(status)| status),
                 ..Response::default()
             };

@@ -51,7 +51,7 @@ impl BlockFront {
 
     fn push(&mut self, request: &Request) -> Result<u64, FrontError> {
         self.ring.request(request)?;
-        self.under_way.insert(request.id, request.operation);
+        self.under_way.insert(request.id, request.answered_as());
         self.next = self.next.wrapping_add(1);
         Ok(request.id)
     }

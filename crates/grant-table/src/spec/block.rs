@@ -74,6 +74,19 @@ argument!(
         segment: [Segment; SEGMENTS],
     }
 );
+impl Request {
+    /// The operation that the response names: of an indirect request, that which it carries out, as Linux's front end insists.
+    pub fn answered_as(&self) -> u8 {
+        match self.operation {
+            op::INDIRECT => {
+                let request: IndirectRequest = zerocopy::transmute!(*self);
+                request.indirect_operation
+            }
+            operation => operation,
+        }
+    }
+}
+
 argument!(
     /// A request to forget sectors (`blkif_request_discard`).
     DiscardRequest {
@@ -125,7 +138,7 @@ argument!(
     Response {
         /// The request's.
         id: u64,
-        /// The request's.
+        /// [`Request::answered_as`].
         operation: u8,
         /// Padding.
         padding: u8,
