@@ -184,7 +184,8 @@ fn assign(input: &mut Input<'_>) -> Result<(), Box<dyn Error>> {
     put(0x34, &[0x40]);
     put(0x40, &[0x11, 0x60, 2, 0, 0, 0, 0, 0, 0, 8]);
     put(0x60, &[0x10, 0xa0, 2, 0, 0, 0, 0, 0x10]);
-    put(0xa0, &[0x09, 0, 8]);
+    put(0xa0, &[0x09, 0xb0, 8]);
+    put(0xb0, &[0x05, 0, 0x84, 1]);
     put(0x100, &[0x0b, 0, 1, 0x14, 0, 0, 0, 2]);
     put(0x140, &[0x10, 0, 1, 0]);
     for _ in 0..input.byte() % 32 {
@@ -194,6 +195,7 @@ fn assign(input: &mut Input<'_>) -> Result<(), Box<dyn Error>> {
         FakeDevice::new(config)
             .region(RegionIndex::Bar(0), vec![0; 0x1000], Some(0..0x1000))
             .region(RegionIndex::Bar(2), vec![0; 0x20], None)
+            .vectors(Interrupt::Msi, 2)
             .vectors(Interrupt::Msix, 3),
     );
     let (mmio, decoder) = buses()?;

@@ -71,7 +71,7 @@ check "the second guest reads what the first wrote" same "$(said plain "AHCI sum
 sh -c "exec $VMM --vfio $net" </dev/null >/job/asked.log 2>&1 &
 vmm=$!
 pinned() {
-    for _ in $(seq 100); do
+    for _ in $(seq 600); do
         grep -q "VmLck:.* 262144 kB" /proc/$vmm/status && return 0
         sleep 0.1
     done
