@@ -86,14 +86,6 @@ fn what_the_model_does_not_know_is_denied() {
         card.device.write(at, 0).unwrap_err();
         card.device.read(at).unwrap_err();
     }
-    let mut card = Machine::new(models::E1000);
-    // The registers by address and data.
-    let at = vpio_model::engine::At {
-        space: 1,
-        offset: 0,
-        width: 4,
-    };
-    card.device.write(at, 0x3818).unwrap_err();
 }
 
 const RING: u64 = 0x4000;
@@ -196,9 +188,20 @@ fn e1000_receives_as_much_as_was_checked() {
     for (offset, value) in [(0x2800, RING), (0x2808, 8 * 16), (0x2818, 0), (0x100, 2)] {
         card.write(offset, 4, value).unwrap();
     }
-    card.store(RING, &(SIZE - 2048).to_le_bytes());
+    // A driver's buffer at the end of memory is as long as a packet, not as long as the card is told.
+    card.store(RING, &(SIZE - 1526).to_le_bytes());
     card.write(0x2818, 4, 1).unwrap();
-    card.write(0x100, 4, 2 | 1 << 25 | 3 << 16).unwrap_err();
+    let (long, bad) = (1 << 5, 1 << 2);
+    for larger in [long, bad, 1 << 25 | 3 << 16] {
+        card.write(0x100, 4, 2 | larger).unwrap_err();
+    }
+    card.store(RING + 16, &(SIZE - 1525).to_le_bytes());
+    card.write(0x2818, 4, 2).unwrap_err();
+
+    card.write(0x100, 4, 0).unwrap();
+    card.write(0x100, 4, 2 | long).unwrap_err();
+    card.store(RING, &(SIZE - 2048).to_le_bytes());
+    card.write(0x100, 4, 2 | long).unwrap();
     card.store(RING + 16, &(SIZE - 2047).to_le_bytes());
     card.write(0x2818, 4, 2).unwrap_err();
 }

@@ -193,17 +193,42 @@ fn descriptors_are_back_before_the_interrupt() {
     );
     machine.modelled.connect(PIN, &[&guest]).unwrap();
     machine.modelled.resample(&resample).unwrap();
-    assert!(card.resampled());
     // The card sends, says so, and interrupts.
     machine.dma.write_shadow(12, &[1]);
-    assert!(card.fire(PIN, 0));
+    card.set_pin(true);
     assert_eq!(guest.read().unwrap(), 1);
     let status: u8 = machine.memory.read_obj(GuestAddress(0x400c)).unwrap();
     assert_eq!(status, 1);
     assert_eq!(machine.modelled.counts().interrupts, 1);
+    // The guest ended the interrupt, and the card has another.
+    resample.write(1).unwrap();
+    assert!(card.unmask_pin());
+    assert_eq!(guest.read().unwrap(), 1);
 
     machine.modelled.connect(PIN, &[]).unwrap();
     assert_eq!(card.connected(PIN), 0);
+}
+
+/// Linux resets an 82540EM through the ports, by the address and the data of a register.
+#[test]
+fn a_card_is_reset_through_its_ports_and_nothing_else_is_done_there() {
+    let machine = Machine::new(models::E1000, &[0x2_0000, 64]);
+    let (address, data, reset) = (0, 4, 0x0400_0000);
+    machine.write(0, 0x400, 2).unwrap();
+    machine.write(0, 0x3800, 0x4000).unwrap_err();
+    machine.write(1, data, 0).unwrap_err();
+    machine.write(1, address, 0x3800).unwrap();
+    machine.write(1, data, reset).unwrap_err();
+    let mut word = [0; 4];
+    machine
+        .modelled
+        .read(RegionIndex::Bar(1), data, &mut word)
+        .unwrap_err();
+    assert_eq!((machine.card(0, 0x400), machine.card(1, 4)), (2, 0));
+    machine.write(1, address, 0).unwrap();
+    machine.write(1, data, reset).unwrap();
+    assert_eq!((machine.card(0, 0x400), machine.card(1, 4)), (0, reset));
+    machine.write(0, 0x3800, 0x4000).unwrap();
 }
 
 #[test]
