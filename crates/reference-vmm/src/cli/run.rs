@@ -66,11 +66,11 @@ pub(super) fn run(args: &RunArgs) -> Result<u8, Error> {
 /// What models denied: nothing a driver of the device they describe would do.
 fn say_what_was_denied(stopped: &Stopped) -> io::Result<()> {
     for used in &stopped.modelled {
-        for (reason, count) in &used.denials {
+        for (reason, denial) in &used.denials {
             let function = used.function;
             writeln!(
                 io::stderr(),
-                "reference-vmm: {function}: denied, {count} times: {reason}"
+                "reference-vmm: {function}: denied, {denial}: {reason}"
             )?;
         }
     }

@@ -32,7 +32,7 @@ pub use sriov::{MAX_VIRTUAL_NICS, VirtualNic};
 pub use vfio::VfioError;
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
-pub use vpio::{ModelledFunction, ModelledUse, VpioError};
+pub use vpio::{Denial, ModelledFunction, ModelledUse, VpioError};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::{fs, io};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, fs, io};
 
 use sriov_vfio::sysfs::PciAddress;
 use sriov_vfio::vfio::{DmaSpace, VfioDevice};
@@ -116,8 +116,35 @@ pub struct ModelledUse {
     pub model: String,
     /// How much.
     pub counts: Counts,
-    /// Why accesses were denied by the model, and how often. What is to no BAR of the model is counted only.
-    pub denials: BTreeMap<Arc<str>, u64>,
+    /// Why accesses were denied by the model. What is to no BAR of the model is counted only.
+    pub denials: BTreeMap<Arc<str>, Denial>,
+}
+
+/// Accesses that were denied for one reason.
+#[derive(Clone, Copy, Debug)]
+pub struct Denial {
+    /// The first of them.
+    pub at: At,
+    /// Whether that was a write.
+    pub write: bool,
+    /// How many.
+    pub count: u64,
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { at, write, count } = self;
+        let access = if *write { "write" } else { "read" };
+        let At {
+            space: _,
+            offset,
+            width,
+        } = at;
+        write!(
+            f,
+            "{count} times, first a {access} of {width} at {offset:#x}"
+        )
+    }
 }
 
 /// A function behind its model.
@@ -184,18 +211,25 @@ struct Denials {
     function: PciAddress,
     stop: Arc<StopSwitch>,
     /// As many as the model has.
-    reasons: Mutex<BTreeMap<Arc<str>, u64>>,
+    reasons: Mutex<BTreeMap<Arc<str>, Denial>>,
 }
 
 impl Denials {
-    fn reasons(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, u64>> {
+    fn reasons(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Denial>> {
         self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl DenialSink for Denials {
-    fn denied(&self, at: At, _access: Access, denied: &Denied) {
-        *self.reasons().entry(denied.reason.clone()).or_default() += 1;
+    fn denied(&self, at: At, access: Access, denied: &Denied) {
+        let first = Denial {
+            at,
+            write: access == Access::Write,
+            count: 0,
+        };
+        let mut reasons = self.reasons();
+        let denial = reasons.entry(denied.reason.clone()).or_insert(first);
+        denial.count = denial.count.saturating_add(1);
         if denied.policy == Policy::MachineCheck {
             let (function, offset) = (self.function, at.offset);
             let why = format!("{function}: access to {offset:#x}: {denied}");
