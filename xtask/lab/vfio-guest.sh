@@ -3,7 +3,7 @@
 # another card at the same cable, is 192.168.78.1.
 #
 # On the command line: lab.first for the one that is measured; lab.behind for the one behind an IOMMU, which also reboots; lab.peer for
-# the one that others talk to, 192.168.78.3; nothing of this for that of the book's page.
+# the one that others talk to, 192.168.78.3, after a reboot; nothing of this for that of the book's page.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -51,6 +51,11 @@ if ! check "ping" reached 192.168.78.1; then
 fi
 
 if is peer; then
+    if ! wget -q -O /dev/null http://192.168.78.1:8080/peer-rebooted; then
+        echo "guest: the peer reboots"
+        sleep 1
+        reboot -f
+    fi
     mkdir /www
     dd if=/dev/urandom of=/www/blob bs=64k count=16 2>/dev/null
     echo "guest: peer's sum: $(sum </www/blob)"
@@ -74,10 +79,13 @@ if is behind; then
     echo "guest: translated upload: $(sum </written)"
     # The function writes how far it sent (82576 VF, TDWBAL) to where nothing is mapped.
     bar=$(head -c 18 "$(readlink -f /sys/class/net/eth0/device)/resource")
+    # The kernel leaves that page of its memory alone (memmap=).
+    devmem 0x5a5a000 32 0x600df00d
     devmem $((bar + 0x3838)) 32 $((0x5a5a000 | 1))
     ping -q -c 1 -W 5 192.168.78.1
     devmem $((bar + 0x3838)) 32 0
     check "alive after a blocked write" reached 192.168.78.1
+    check "the memory there is unchanged" [ "$(devmem 0x5a5a000 32)" = 0x600DF00D ]
     ip link set eth0 down
     echo "guest: interface down"
     sleep 2

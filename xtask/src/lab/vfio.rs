@@ -47,7 +47,7 @@ const HARDWARE: [&str; 16] = [
 /// The page whose commands the host follows as they stand, besides what it does to be refused.
 const PAGE: &str = include_str!("../../../docs/src/assigning-a-device.md");
 /// What the guest and the host must have reported, besides the page's commands.
-const EXPECTED: [&str; 32] = [
+const EXPECTED: [&str; 34] = [
     "host: no VFIO is said: ok",
     "host: no such function is said: ok",
     "host: no driver is said: ok",
@@ -65,6 +65,7 @@ const EXPECTED: [&str; 32] = [
     "host: the download arrived: ok",
     "host: the upload arrived: ok",
     "host: two guests talk: ok",
+    "host: the peer rebooted: ok",
     "host: the VMM was killed: ok",
     "host: all is pinned before: ok",
     "guest: the function's DMA is translated: ok",
@@ -72,6 +73,7 @@ const EXPECTED: [&str; 32] = [
     "host: pinned with the interface up: ",
     "host: pinned after the transfer: ",
     "guest: alive after a blocked write: ok",
+    "guest: the memory there is unchanged: ok",
     "host: pinned with the interface down: ",
     "host: the translated download arrived: ok",
     "host: the translated upload arrived: ok",
