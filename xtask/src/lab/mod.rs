@@ -12,6 +12,7 @@ pub mod sriov;
 pub mod vfio;
 pub mod vhost;
 pub mod virtual_functions;
+pub mod vpio;
 pub mod xen;
 
 use std::time::Duration;
@@ -51,6 +52,8 @@ enum Scenario {
     Vfio,
     /// Give disks and a network card behind a real kernel's VT-d to Debian guests, which make file systems on them
     Disk,
+    /// Give old network cards and an AHCI controller to a Debian guest, which drives them as far as models allow
+    Models,
     /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
     VirtualFunctions,
     /// Boot a real Xen and run grant-table's conformance suite in its domain 0
@@ -89,6 +92,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Sriov => run_sriov(),
         Scenario::Vfio => run_vfio(),
         Scenario::Disk => run_disk(),
+        Scenario::Models => run_models(),
         Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Xen => run_xen(),
         Scenario::Kernel(args) => print_kernel(args),
@@ -145,6 +149,14 @@ fn run_vfio() -> Result<()> {
 
 fn run_disk() -> Result<()> {
     println!("{}", disk::run(&Progress::new("disk"))?);
+    Ok(())
+}
+
+fn run_models() -> Result<()> {
+    let (used, _) = vpio::run(&Progress::new("models"))?;
+    for used in used {
+        println!("{used}");
+    }
     Ok(())
 }
 
