@@ -9,12 +9,14 @@ mod error;
 mod evtchn;
 mod gntalloc;
 mod gntdev;
+mod store;
 mod sys;
 
 pub use error::LinuxError;
 pub use evtchn::EventDevice;
 pub use gntalloc::{GrantAllocator, SharedPages};
 pub use gntdev::{Copied, GrantCopy, GrantDevice, GrantPart, MappedPages};
+pub use store::KernelStore;
 
 use std::fs::{File, OpenOptions};
 use std::io;

@@ -102,9 +102,7 @@ pub fn map(file: &File, grants: &[Grant]) -> io::Result<u64> {
 pub fn allocate(file: &File, mut header: Allocate) -> io::Result<(u64, Vec<GrantRef>)> {
     let count = usize::try_from(header.count).map_err(|_| io::ErrorKind::InvalidInput)?;
     let mut references = vec![GrantRef::default(); count];
-    let mut bytes = [header.as_bytes(), references.as_bytes()].concat();
-    // The kernel writes the struct of the header file, which has room for one reference and padding.
-    bytes.resize(bytes.len().max(gntalloc::ALLOCATE_SIZE), 0);
+    let mut bytes = allocate_argument(&header, &references);
     // SAFETY: the kernel reads and writes that struct, and as many references as `count` says.
     unsafe { ioctl(file, gntalloc::ALLOCATE, &mut bytes)? };
     header = front(&bytes)?;
@@ -112,6 +110,13 @@ pub fn allocate(file: &File, mut header: Allocate) -> io::Result<(u64, Vec<Grant
     let known = references.as_mut_bytes().iter_mut().zip(written);
     known.for_each(|(to, from)| *to = *from);
     Ok((header.index, references))
+}
+
+/// The kernel reads and writes the struct of the header file, which has room for one reference and padding, also where that is more.
+fn allocate_argument(header: &Allocate, references: &[GrantRef]) -> Vec<u8> {
+    let mut bytes = [header.as_bytes(), references.as_bytes()].concat();
+    bytes.resize(bytes.len().max(gntalloc::ALLOCATE_SIZE), 0);
+    bytes
 }
 
 fn front<T: FromBytes>(bytes: &[u8]) -> io::Result<T> {
@@ -354,6 +359,13 @@ mod tests {
             into: &mut into,
         }];
         assert!(unknown(copy(&file, &mut copies).unwrap_err()));
+    }
+
+    /// The kernel writes 24 bytes for one reference, which takes 20.
+    #[test]
+    fn the_argument_of_an_allocation_has_room_for_all_that_the_kernel_writes() {
+        let size = |count| allocate_argument(&Allocate::default(), &vec![GrantRef(0); count]).len();
+        assert_eq!([size(0), size(1), size(2), size(3)], [24, 24, 24, 28]);
     }
 
     #[test]
