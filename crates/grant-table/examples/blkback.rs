@@ -1,6 +1,6 @@
 //! Serves a file as a disk to the kernel of domain 0 of a real Xen, which also is the only other user of the store that this serves.
 //!
-//! `blkback FILE DETACH`: the disk is `/dev/xvda` until the file `DETACH` is there. Nothing else of Xen's may run: no xenstored, no back end.
+//! `blkback FILE DETACH`: the disk is `/dev/xvda` until the file `DETACH` is there; what is left then is closed. Nothing else of Xen's may run: no xenstored, no back end.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,

@@ -56,7 +56,7 @@ enum Scenario {
     Models,
     /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
     VirtualFunctions,
-    /// Boot a real Xen and run grant-table's conformance suite in its domain 0
+    /// Boot a real Xen, whose domain 0 runs grant-table's conformance suite and has a disk from its back end
     Xen,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),

@@ -16,12 +16,28 @@ use crate::progress::Progress;
 use crate::workspace;
 
 const DOM0_INIT: &str = include_str!("../../lab/xen-dom0.sh");
-const MODULES: [&str; 3] = ["xen-gntdev", "xen-gntalloc", "xen-evtchn"];
+const MODULES: [&str; 5] = [
+    "xen-gntdev",
+    "xen-gntalloc",
+    "xen-evtchn",
+    "xenfs",
+    "xen-blkfront",
+];
 /// What the conformance suite reports in process.
 const CONFORMANCE: &str =
     include_str!("../../../crates/grant-table/tests/conformance/expected.txt");
 /// What else must have been reported.
-const EXPECTED: [&str; 2] = ["xen: conformance: ok", LAST_WORDS];
+const EXPECTED: [&str; 9] = [
+    "xen: conformance: ok",
+    "blkback: connected, persistent grants: true",
+    "xen: blkfront finds the disk: ok",
+    "xen: blkfront reads it: ok",
+    "xen: blkfront writes to it: ok",
+    "xen: the file is what was written: ok",
+    "xen: blkfront reads what was written: ok",
+    "blkback: closed",
+    LAST_WORDS,
+];
 /// Domain 0's last words.
 const LAST_WORDS: &str = "xen: done";
 /// How long Xen may run, from power-on to power-off.
@@ -42,7 +58,10 @@ pub fn run(progress: &Progress) -> Result<Report> {
     ensure_qemu()?;
     debian::ensure_program("setpriv", &["util-linux"], false)?;
     progress.step("building grant-table's programs");
-    let programs = [programs::static_example("grant-table", "conformance")?];
+    let programs = [
+        programs::static_example("grant-table", "conformance")?,
+        programs::static_example("grant-table", "blkback")?,
+    ];
     progress.step("the lab's Xen and its kernel");
     let hypervisor = hypervisor(&lab)?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
