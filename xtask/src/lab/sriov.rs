@@ -15,8 +15,11 @@ const SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/sriov-host.sh")
 );
-/// One machine with an IOMMU and a card with 7 virtual functions behind a root port, one card without SR-IOV.
-const HARDWARE: [&str; 10] = [
+/// One machine with an IOMMU and a card with 7 virtual functions behind a root port, one card without SR-IOV. All memory is below 4 GiB, as in
+/// the scenario `vfio`.
+const HARDWARE: [&str; 12] = [
+    "-m",
+    "2800M",
     "-device",
     "intel-iommu,intremap=on,caching-mode=on,aw-bits=48",
     "-device",
