@@ -32,7 +32,7 @@ pub const STEPS: &[(&str, Run)] = &[
 ];
 
 /// The features of the programs that come with the libraries, and those that only tests switch on.
-const PROGRAMS: &str = "vring-virtio-devices/bin,sriov-vfio/bin,sriov-vfio/iommu";
+const PROGRAMS: &str = "vring-virtio-devices/bin,sriov-vfio/bin,sriov-vfio/iommu,vpio-model/bin";
 /// All tests, in debug. A step that takes these words takes what another built.
 pub const TESTS: [&str; 5] = ["test", "--locked", "--workspace", "--features", PROGRAMS];
 
