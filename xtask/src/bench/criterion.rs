@@ -35,6 +35,8 @@ pub fn measure(_: &Progress) -> Result<Section> {
     benchmarks.sort_by(|a: &Benchmark, b| a.name.cmp(&b.name));
     let mut text = String::from("## The crates\n\n| benchmark | median |\n|---|---:|\n");
     for Benchmark { name, median_ns } in &benchmarks {
+        // Types with parameters are no tags of HTML.
+        let name = name.replace('<', "&lt;");
         text.push_str(&format!("| {name} | {} |\n", duration(*median_ns)));
     }
     Section::new(&benchmarks, text)
