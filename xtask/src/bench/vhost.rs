@@ -285,6 +285,11 @@ fn text(figures: &Figures) -> Result<String> {
         )?;
     }
     text.push_str(
+        "\nWhat costs the rest: each frame is a chain of its own, popped and pushed in some 220 instructions of a packed ring \
+         (`cargo bench -p vring --bench instructions`), where DPDK takes the four descriptors of a cache line at once; and a frame \
+         that is forwarded lies in a batch between the two queues, which is written and read beside the guest's memory.\n",
+    );
+    text.push_str(
         "\n4 KiB requests at random places, from a driver that polls (`crates/virtio-devices/examples/vhost-user-load.rs`): \
          `vring-vhost blk` beside qemu-storage-daemon's export in an iothread. Processor time is the backend's.\n\n\
          | medium | requests | depth | vring-vhost, requests/s | qemu-storage-daemon | ratio | vring-vhost, CPU/request | \
