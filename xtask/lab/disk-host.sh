@@ -49,7 +49,7 @@ run() {
     } &
     nc=$!
     {
-        timeout -k 5 100 sh -c "exec $VMM --vfio $2 $3 --cmdline 'console=ttyS0 quiet panic=-1 $4'" </dev/null 2>&1
+        timeout -k 5 200 sh -c "exec $VMM --vfio $2 $3 --cmdline 'console=ttyS0 quiet panic=-1 $4'" </dev/null 2>&1
         echo "host: vmm status: $?"
     } | while IFS= read -r line; do
         printf '%s\n' "$line"

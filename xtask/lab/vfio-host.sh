@@ -15,7 +15,7 @@ own=$(basename "$(dirname "$(grep -l 0x10d3 $devices/*/device)")")
 mkdir -p "$WORK/www" "$WORK/page" "$WORK/bin"
 # The book's page, followed: its reader has these programs and files.
 ln -s "$SRIOV" "$WORK/bin/sriov"
-printf '#!/bin/sh\nexec timeout -k 5 100 "%s" "$@"\n' "$REFERENCE_VMM" >"$WORK/bin/reference-vmm"
+printf '#!/bin/sh\nexec timeout -k 5 200 "%s" "$@"\n' "$REFERENCE_VMM" >"$WORK/bin/reference-vmm"
 chmod +x "$WORK/bin/reference-vmm"
 PATH=$WORK/bin:$PATH
 ln -s "$KERNEL" "$WORK/page/vmlinuz"
@@ -80,7 +80,7 @@ nc2=
 
 # run NAME FUNCTION WORDS: the VMM, with these words for the guest's kernel.
 run() {
-    timeout -k 5 150 sh -c "echo \$\$ >$WORK/$1.pid; exec $VMM --vfio $2 --cmdline 'console=ttyS0 quiet panic=-1 $3'" </dev/null 2>&1
+    timeout -k 5 250 sh -c "echo \$\$ >$WORK/$1.pid; exec $VMM --vfio $2 --cmdline 'console=ttyS0 quiet panic=-1 $3'" </dev/null 2>&1
     echo "host: $1 vmm status: $?"
 }
 run peer "$other" lab.peer | while IFS= read -r line; do

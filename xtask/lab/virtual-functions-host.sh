@@ -25,7 +25,7 @@ done
 trap 'kill $helpers 2>/dev/null' EXIT
 
 {
-    timeout -k 5 100 sh -c "echo \$\$ >$WORK/pid; exec $VMM" </dev/null 2>&1
+    timeout -k 5 200 sh -c "echo \$\$ >$WORK/pid; exec $VMM" </dev/null 2>&1
     echo "host: vmm status: $?"
 } | while IFS= read -r line; do
     printf '%s\n' "$line"

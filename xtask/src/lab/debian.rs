@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -10,9 +11,17 @@ use crate::process;
 
 const BACKPORTS: &str = "bookworm-backports";
 
+/// Scenarios run side by side, and ask for the same packages.
+static PACKAGES: Mutex<()> = Mutex::new(());
+
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    PACKAGES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Unpacks package `name`, once, and returns the folder that now plays the root.
 pub fn unpacked(cache: &Path, name: &str) -> Result<PathBuf> {
     let root = cache.join("packages").join(name);
+    let _others = one_at_a_time();
     if root.exists() {
         return Ok(root);
     }
@@ -48,6 +57,7 @@ pub fn newest(prefix: &str, suffix: &str, from_backports: bool) -> Result<String
     if !is_debian() {
         bail!("the lab takes its kernels from Debian's packages: this is not a Debian machine");
     }
+    let _others = one_at_a_time();
     if from_backports {
         ensure_backports()?;
     }
@@ -80,6 +90,7 @@ fn version_key(version: &str) -> Option<Vec<u64>> {
 
 /// Installs `packages` unless `program` is there already.
 pub fn ensure_program(program: &str, packages: &[&str], from_backports: bool) -> Result<()> {
+    let _others = one_at_a_time();
     if process::exists(program) {
         return Ok(());
     }

@@ -160,7 +160,6 @@ pub fn run(progress: &Progress) -> Result<Cost> {
     let (sriov, vmm) = (programs::sriov()?, programs::reference_vmm()?);
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
-    let initrd = lab.join("disk-guest.initrd");
     let archive = initramfs::build(
         &lab,
         &kernel,
@@ -168,7 +167,7 @@ pub fn run(progress: &Progress) -> Result<Cost> {
         GUEST_INIT,
         &[],
     )?;
-    fs::write(&initrd, archive)?;
+    let initrd = initramfs::store(&lab, "disk-guest.initrd", &archive)?;
     let quote = |path: &Path| quoted(&path.to_string_lossy());
     let vmm = format!(
         "{} run --kernel {} --initrd {} --memory 256M",
@@ -185,7 +184,7 @@ pub fn run(progress: &Progress) -> Result<Cost> {
         let mut host = Host {
             hardware: HARDWARE.map(str::to_owned).to_vec(),
             append: "intel_iommu=on".to_owned(),
-            ..Host::new("disk", Duration::from_secs(180))
+            ..Host::new("disk", Duration::from_secs(300))
         };
         let folder = host.folder()?;
         for (image, device) in [("nvme", "nvme-ns,bus=disk"), ("sata", "ide-hd,bus=sata.0")] {

@@ -93,11 +93,8 @@ impl Host {
         debian::ensure_program("setpriv", &["util-linux"], false)?;
         progress.step("the lab's kernel");
         let kernel = Kernel::obtain(&lab, Series::V6_12)?;
-        let initrd = lab.join("host.initrd");
-        fs::write(
-            &initrd,
-            initramfs::build(&lab, &kernel, &MODULES, INIT, &[])?,
-        )?;
+        let archive = initramfs::build(&lab, &kernel, &MODULES, INIT, &[])?;
+        let initrd = initramfs::store(&lab, "host.initrd", &archive)?;
         let prelude = format!(
             "cd {}\nexport LAB_KERNEL_ROOT={}\n",
             quoted(&workspace::root()?.to_string_lossy()),

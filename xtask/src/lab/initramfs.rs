@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -93,6 +94,15 @@ impl Archive {
     fn pad(&mut self) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
+}
+
+/// Puts an initramfs into the file `name` of `cache`, which another machine may just be reading: it goes on reading the old one.
+pub fn store(cache: &Path, name: &str, archive: &[u8]) -> Result<PathBuf> {
+    let path = cache.join(name);
+    let mut file = tempfile::NamedTempFile::new_in(cache)?;
+    file.write_all(archive)?;
+    file.persist(&path)?;
+    Ok(path)
 }
 
 /// An initramfs with busybox, `modules` of `kernel` (their load order in `/modules/order`), `init`, and static `programs` in

@@ -3,12 +3,16 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
 use super::debian;
 use crate::process;
+
+/// Scenarios run side by side, and ask for the same kernel.
+static UNPACKING: Mutex<()> = Mutex::new(());
 
 /// Which of Debian 12's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -58,6 +62,7 @@ impl Kernel {
             root,
         };
         debian::ensure_program("modprobe", &["kmod"], false)?;
+        let _others = UNPACKING.lock().unwrap_or_else(PoisonError::into_inner);
         let modules = kernel.root.join("lib/modules").join(release);
         if !modules.join("modules.dep.bin").exists() {
             process::run_quietly(
@@ -99,6 +104,7 @@ impl Kernel {
     /// `payload_length`), unpacked once.
     pub fn vmlinux(&self) -> Result<PathBuf> {
         let path = self.root.join(format!("boot/vmlinux-{}", self.release));
+        let _others = UNPACKING.lock().unwrap_or_else(PoisonError::into_inner);
         if path.exists() {
             return Ok(path);
         }

@@ -139,9 +139,8 @@ pub fn run(progress: &Progress) -> Result<Transfer> {
     );
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
-    let initrd = lab.join("vfio-guest.initrd");
     let archive = initramfs::build(&lab, &kernel, &["igbvf"], GUEST_INIT, &[])?;
-    fs::write(&initrd, archive)?;
+    let initrd = initramfs::store(&lab, "vfio-guest.initrd", &archive)?;
     let quote = |path: &Path| quoted(&path.to_string_lossy());
     let command = format!(
         "{} run --kernel {} --initrd {} --memory 256M",
@@ -166,7 +165,7 @@ pub fn run(progress: &Progress) -> Result<Transfer> {
     let host = Host {
         hardware: HARDWARE.map(str::to_owned).to_vec(),
         append: "intel_iommu=on".to_owned(),
-        ..Host::new("vfio", Duration::from_secs(300))
+        ..Host::new("vfio", Duration::from_secs(480))
     };
     let (transfer, attempt) = attempts(&host.name, || {
         let folder = host.folder()?;

@@ -1,7 +1,6 @@
 //! A guest behind an IOMMU enables virtual functions of reference-vmm's network card, drives them, and gives one to user space.
 
 use std::fmt;
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -103,16 +102,15 @@ pub fn run(progress: &Progress) -> Result<Carried> {
     let vmm = programs::reference_vmm()?;
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
-    let initrd = lab.join("virtual-functions-guest.initrd");
     let programs = [program(&lab, "vf")?];
     let archive = initramfs::build(&lab, &kernel, &MODULES, GUEST_INIT, &programs)?;
-    fs::write(&initrd, archive)?;
+    let initrd = initramfs::store(&lab, "virtual-functions-guest.initrd", &archive)?;
     let [vmm, image, initrd] =
         [&vmm, &kernel.image, &initrd].map(|path| quoted(&path.to_string_lossy()));
     let vmm =
         format!("{vmm} run --kernel {image} --initrd {initrd} {MACHINE} --cmdline '{CMDLINE}'");
     let script = format!("VMM={}\nWORK=/run/lab\n{HOST_SCRIPT}", quoted(&vmm));
-    let host = Host::new("virtual-functions", Duration::from_secs(150));
+    let host = Host::new("virtual-functions", Duration::from_secs(300));
     let (frames, attempt) = attempts(&host.name, || {
         let finished = host.run(host.folder()?, &script, progress)?;
         reported(&finished, &EXPECTED, LAST_WORDS, 1)?;

@@ -103,9 +103,8 @@ pub fn run(progress: &Progress) -> Result<(Vec<Use>, u32)> {
     let (sriov, vmm) = (programs::sriov()?, programs::reference_vmm()?);
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
-    let initrd = lab.join("vpio-guest.initrd");
     let archive = initramfs::build(&lab, &kernel, &MODULES, GUEST_INIT, &[])?;
-    fs::write(&initrd, archive)?;
+    let initrd = initramfs::store(&lab, "vpio-guest.initrd", &archive)?;
     let quote = |path: &Path| quoted(&path.to_string_lossy());
     let vmm = format!(
         "{} run --kernel {} --initrd {} --memory 256M",
@@ -123,7 +122,7 @@ pub fn run(progress: &Progress) -> Result<(Vec<Use>, u32)> {
     attempts("vpio", || {
         let mut host = Host {
             append: "intel_iommu=on".to_owned(),
-            ..Host::new("vpio", Duration::from_secs(300))
+            ..Host::new("vpio", Duration::from_secs(480))
         };
         let folder = host.folder()?;
         host.hardware = hardware(&folder)?;

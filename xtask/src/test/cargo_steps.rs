@@ -7,14 +7,14 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::summary::Counts;
-use super::{Outcome, Run, Session};
+use super::{Outcome, Session, Step};
 use crate::lab::debian;
 use crate::lab::host::ensure_qemu;
 use crate::process;
 use crate::workspace::{self, Package, Target};
 
 /// In this order: the cheap first, and those that share build products side by side.
-pub const STEPS: &[(&str, Run)] = &[
+pub const STEPS: &[Step] = &[
     ("tools", tools),
     ("format", format),
     ("clippy", clippy),

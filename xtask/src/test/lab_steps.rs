@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::cargo_steps::TESTS;
 use super::summary::Counts;
-use super::{Outcome, Run, Session};
+use super::{Outcome, Session, Step};
 use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
@@ -18,18 +18,22 @@ use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, xen};
 use crate::process::{self, quoted};
 use crate::workspace;
 
-/// In this order.
-pub const STEPS: &[(&str, Run)] = &[
-    ("kvm, this machine", kvm_here),
+/// On this machine itself, one after another.
+pub const ALONE: &[Step] = &[("kvm, this machine", kvm_here), ("vhost-user", vhost_user)];
+
+/// In an emulated host each; the longest first, so that all hosts are busy to the end.
+pub const SIDE_BY_SIDE: &[Step] = &[
+    ("assigned function", assigned_function),
     ("kvm, lab", kvm_in_the_lab),
-    ("boot", |session| boots(session, &[])),
-    ("boot, 2 cpus", |session| boots(session, &["--cpus", "2"])),
-    ("boot, mmio", |session| {
-        boots(session, &["--transport", "mmio"])
-    }),
+    ("assigned disk", assigned_disk),
     ("boot, vhost-user", |session| {
         boots(session, &["--vhost-user"])
     }),
+    ("boot, elf kernel, root ports, reboot", |session| {
+        boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
+    }),
+    ("xen", on_xen),
+    ("virtual functions of ours", our_virtual_functions),
     ("boot, kernel 6.1", |session| {
         boots(session, &["--kernel", "6.1"])
     }),
@@ -45,15 +49,12 @@ pub const STEPS: &[(&str, Run)] = &[
         iommu(session, "scalable")
     }),
     ("boot, iommu, virtio", |session| iommu(session, "virtio")),
-    ("vhost-user", vhost_user),
-    ("sr-iov", sr_iov),
-    ("assigned function", assigned_function),
-    ("assigned disk", assigned_disk),
-    ("virtual functions of ours", our_virtual_functions),
-    ("xen", on_xen),
-    ("boot, elf kernel, root ports, reboot", |session| {
-        boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
+    ("boot", |session| boots(session, &[])),
+    ("boot, 2 cpus", |session| boots(session, &["--cpus", "2"])),
+    ("boot, mmio", |session| {
+        boots(session, &["--transport", "mmio"])
     }),
+    ("sr-iov", sr_iov),
 ];
 
 /// A `boot` command line, parsed as the command line is.

@@ -9,6 +9,9 @@ mod tutorial;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
@@ -28,10 +31,15 @@ pub struct TestArgs {
     /// List the steps and end
     #[arg(long)]
     list: bool,
+    /// How many of the emulated hosts run at a time: each keeps a core busy and takes 3 GiB of memory
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
+    hosts: u8,
 }
 
 /// What a step does; it may add several rows' worth of checks.
 type Run = fn(&Session) -> Result<Outcome>;
+/// Its name, and what it does.
+type Step = (&'static str, Run);
 
 /// What a step came to.
 struct Outcome {
@@ -70,6 +78,55 @@ struct Logged {
 }
 
 impl Session {
+    /// Runs one step.
+    fn step(&self, (name, run): Step) -> Row {
+        self.progress.step(name);
+        let start = Instant::now();
+        let Outcome { counts, note } = run(self).unwrap_or_else(|error| {
+            eprintln!("{name}: FAILED: {error:#}");
+            Outcome {
+                counts: Counts::FAILED,
+                note: "FAILED".to_owned(),
+            }
+        });
+        Row {
+            name: name.to_owned(),
+            counts,
+            note,
+            took: start.elapsed(),
+        }
+    }
+
+    /// Runs `steps` in `lanes` threads, each of which takes the next when it is free; the rows are in the order of the steps.
+    fn side_by_side(&self, steps: &[Step], lanes: u8) -> Vec<Row> {
+        let next = AtomicUsize::new(0);
+        let rows = Mutex::new(Vec::new());
+        thread::scope(|scope| {
+            for lane in 1..=lanes {
+                let lane = Self {
+                    logs: self.logs.clone(),
+                    progress: self.progress.another(&format!("test, host {lane}")),
+                    on_ci: self.on_ci,
+                };
+                let (next, rows) = (&next, &rows);
+                scope.spawn(move || {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(step) = steps.get(index) else { break };
+                        let row = lane.step(*step);
+                        let mut rows = rows.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                        rows.push((index, row));
+                    }
+                });
+            }
+        });
+        let mut rows = rows
+            .into_inner()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        rows.sort_by_key(|(index, _)| *index);
+        rows.into_iter().map(|(_, row)| row).collect()
+    }
+
     /// Runs `command`, its output going to a log of this `name`.
     fn logged(&self, name: &str, command: &mut Command) -> Result<Logged> {
         self.progress.note(&shown(command));
@@ -132,15 +189,19 @@ impl Logged {
 
 /// Runs the steps, prints the summary; an error if a check failed.
 pub fn test(args: &TestArgs) -> Result<()> {
-    let steps: Vec<(&str, Run)> = cargo_steps::STEPS
-        .iter()
-        .chain(tutorial::STEPS)
-        .chain(qemu_steps::STEPS)
-        .chain(lab_steps::STEPS)
-        .copied()
-        .collect();
+    let wanted = |(name, _): &&Step| {
+        args.only.is_empty() || args.only.iter().any(|only| name.contains(only.as_str()))
+    };
+    let alone: Vec<Step> = [
+        cargo_steps::STEPS,
+        tutorial::STEPS,
+        qemu_steps::STEPS,
+        lab_steps::ALONE,
+    ]
+    .concat();
     if args.list {
-        steps.iter().for_each(|(name, _)| println!("{name}"));
+        let steps = alone.iter().chain(lab_steps::SIDE_BY_SIDE);
+        steps.for_each(|(name, _)| println!("{name}"));
         return Ok(());
     }
     let session = Session {
@@ -149,28 +210,12 @@ pub fn test(args: &TestArgs) -> Result<()> {
         on_ci: std::env::var_os("CI").is_some_and(|value| value == "true" || value == "1"),
     };
     fs::create_dir_all(&session.logs)?;
-    let mut summary = Summary::default();
-    for (name, run) in steps {
-        if !args.only.is_empty() && !args.only.iter().any(|only| name.contains(only.as_str())) {
-            continue;
-        }
-        session.progress.step(name);
-        let start = Instant::now();
-        let Outcome { counts, note } = run(&session).unwrap_or_else(|error| {
-            eprintln!("{name}: FAILED: {error:#}");
-            Outcome {
-                counts: Counts::FAILED,
-                note: "FAILED".to_owned(),
-            }
-        });
-        summary.0.push(Row {
-            name: name.to_owned(),
-            counts,
-            note,
-            took: start.elapsed(),
-        });
-    }
+    let steps = alone.iter().filter(wanted);
+    let mut rows: Vec<Row> = steps.map(|step| session.step(*step)).collect();
+    let steps = lab_steps::SIDE_BY_SIDE.iter().filter(wanted);
+    rows.extend(session.side_by_side(&steps.copied().collect::<Vec<_>>(), args.hosts));
     drop(session);
+    let summary = Summary(rows);
     println!("{summary}");
     match summary.counts().failed {
         0 => Ok(()),

@@ -3,13 +3,13 @@
 use anyhow::{Result, bail};
 
 use super::summary::Counts;
-use super::{Outcome, Run, Session};
+use super::{Outcome, Session, Step};
 use crate::lab::host::ensure_qemu;
 use crate::process::shown;
 use crate::workspace;
 
 /// In this order.
-pub const STEPS: &[(&str, Run)] = &[
+pub const STEPS: &[Step] = &[
     ("vt-d beside qemu", |session| {
         beside_qemu(session, "iommu-emul", "qemu_vtd", "1000")
     }),

@@ -6,13 +6,13 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::{Outcome, Run, Session};
+use super::{Outcome, Session, Step};
 use crate::book::blocks;
 use crate::process::quoted;
 use crate::workspace;
 
 /// The step.
-pub const STEPS: &[(&str, Run)] = &[("first device", first_device)];
+pub const STEPS: &[Step] = &[("first device", first_device)];
 
 /// Where the page says that the crates come from; here they come from the working tree.
 const REPOSITORY: &str = "--git https://github.com/vring-rs/vring ";
