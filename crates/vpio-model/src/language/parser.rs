@@ -87,11 +87,11 @@ fn trivia<'a>() -> impl Parser<'a, &'a str, (), Extra<'a>> + Clone {
         .then(any().and_is(just('\n').not()).repeated())
         .ignored();
     let space = any().filter(|c: &char| c.is_whitespace()).ignored();
-    comment.or(space).repeated()
+    comment.or(space).repeated().ignored().boxed()
 }
 
 fn sign<'a>(text: &'static str) -> impl Parser<'a, &'a str, (), Extra<'a>> + Clone {
-    just(text).ignored().then_ignore(trivia())
+    just(text).ignored().then_ignore(trivia()).boxed()
 }
 
 fn keyword<'a>(word: &'static str) -> impl Parser<'a, &'a str, (), Extra<'a>> + Clone {
@@ -99,6 +99,7 @@ fn keyword<'a>(word: &'static str) -> impl Parser<'a, &'a str, (), Extra<'a>> + 
         .ignored()
         .then_ignore(trivia())
         .labelled(format!("`{word}`"))
+        .boxed()
 }
 
 fn word<'a>() -> impl Parser<'a, &'a str, (String, Span), Extra<'a>> + Clone {
@@ -109,14 +110,17 @@ fn word<'a>() -> impl Parser<'a, &'a str, (String, Span), Extra<'a>> + Clone {
         })
         .then_ignore(trivia())
         .labelled("a name")
+        .boxed()
 }
 
 fn plain<'a>() -> impl Parser<'a, &'a str, Name, Extra<'a>> + Clone {
-    word().map(|(word, span)| Name {
-        word,
-        index: None,
-        span,
-    })
+    word()
+        .map(|(word, span)| Name {
+            word,
+            index: None,
+            span,
+        })
+        .boxed()
 }
 
 fn string<'a>() -> impl Parser<'a, &'a str, String, Extra<'a>> + Clone {
@@ -127,6 +131,7 @@ fn string<'a>() -> impl Parser<'a, &'a str, String, Extra<'a>> + Clone {
         .delimited_by(just('"'), just('"'))
         .then_ignore(trivia())
         .labelled("a text in quotes")
+        .boxed()
 }
 
 fn number<'a>() -> impl Parser<'a, &'a str, u64, Extra<'a>> + Clone {
@@ -149,10 +154,11 @@ fn number<'a>() -> impl Parser<'a, &'a str, u64, Extra<'a>> + Clone {
         .or(value(10))
         .then_ignore(trivia())
         .labelled("a number")
+        .boxed()
 }
 
 fn name<'a>(
-    expr: impl Parser<'a, &'a str, Expr, Extra<'a>> + Clone,
+    expr: impl Parser<'a, &'a str, Expr, Extra<'a>> + Clone + 'a,
 ) -> impl Parser<'a, &'a str, Name, Extra<'a>> + Clone {
     let index = expr.delimited_by(sign("["), sign("]"));
     word()
@@ -162,6 +168,7 @@ fn name<'a>(
             index: index.map(Box::new),
             span,
         })
+        .boxed()
 }
 
 fn join(operator: Binary) -> impl Fn(Expr, (), Expr) -> Expr + Clone {
@@ -178,7 +185,7 @@ fn expression<'a>() -> impl Parser<'a, &'a str, Expr, Extra<'a>> + Clone {
             .separated_by(sign(","))
             .collect::<Vec<_>>()
             .delimited_by(sign("("), sign(")"));
-        let name = name(expr.clone()).boxed();
+        let name = name(expr.clone());
         let call = plain()
             .then(arguments)
             .map(|(name, arguments)| ExprKind::Call(name, arguments));
@@ -216,6 +223,7 @@ fn expression<'a>() -> impl Parser<'a, &'a str, Expr, Extra<'a>> + Clone {
                 .then(one_of(not).not().rewind())
                 .ignored()
                 .then_ignore(trivia())
+                .boxed()
         };
         use Binary as B;
         // Each level's operators fold their operands apart, as Rust's do.
@@ -270,6 +278,7 @@ fn policy<'a>() -> impl Parser<'a, &'a str, Policy, Extra<'a>> + Clone {
         keyword("machine_check").to(Policy::MachineCheck),
         keyword("reset").to(Policy::Reset),
     ))
+    .boxed()
 }
 
 fn access<'a>() -> impl Parser<'a, &'a str, Access, Extra<'a>> + Clone {
@@ -277,12 +286,13 @@ fn access<'a>() -> impl Parser<'a, &'a str, Access, Extra<'a>> + Clone {
         keyword("read").to(Access::Read),
         keyword("write").to(Access::Write),
     ))
+    .boxed()
 }
 
 fn statements<'a>() -> impl Parser<'a, &'a str, Vec<Statement>, Extra<'a>> + Clone {
     recursive(|block| {
         let expr = expression().boxed();
-        let name = name(expr.clone()).boxed();
+        let name = name(expr.clone());
         let assign = name
             .clone()
             .then_ignore(alone_equals())
@@ -419,6 +429,7 @@ fn alone_equals<'a>() -> impl Parser<'a, &'a str, (), Extra<'a>> + Clone {
         .then(just('=').not().rewind())
         .ignored()
         .then_ignore(trivia())
+        .boxed()
 }
 
 fn table_items<'a>() -> impl Parser<'a, &'a str, Vec<TableItem>, Extra<'a>> + Clone {
@@ -485,7 +496,7 @@ fn table_items<'a>() -> impl Parser<'a, &'a str, Vec<TableItem>, Extra<'a>> + Cl
 fn model<'a>() -> impl Parser<'a, &'a str, Vec<Item>, Extra<'a>> {
     let item = recursive(|item| {
         let expr = expression().boxed();
-        let name = name(expr.clone()).boxed();
+        let name = name(expr.clone());
         let block = statements().boxed();
         let title = keyword("model")
             .ignore_then(string())
