@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use pio_mmio_bus::bus::BusDevice;
 use sriov_vfio::vfio::{Interrupt, RegionIndex, VfioDevice};
 use vm_memory::MmapRegion;
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::counts::{Counters, Counts, count};
 use super::regions::Regions;
@@ -184,20 +184,27 @@ impl<D: Dma + Send + 'static> VfioDevice for Modelled<D> {
             relays.retain(|(kind, _)| *kind != interrupt);
             return Ok(());
         }
+        let (mut sources, mut targets) = (Vec::new(), Vec::new());
+        for eventfd in eventfds {
+            sources.push(EventFd::new(EFD_NONBLOCK)?);
+            targets.push(eventfd.try_clone()?);
+        }
+        self.inner
+            .connect(interrupt, &sources.iter().collect::<Vec<_>>())?;
         let (device, counters) = (Arc::clone(&self.device), Arc::clone(&self.counters));
-        let tell = move |event| {
-            let mut device = lock(&device);
-            // What the model makes of it, it has counted; the guest is told all the same.
-            let _denied = match event {
-                Event::Interrupt => {
-                    count(&counters.interrupts);
-                    device.interrupt()
-                }
-                Event::Tick => device.timer(),
-            };
+        let tell = move |event| match event {
+            Event::Interrupt(vector) => {
+                count(&counters.interrupts);
+                // What the model makes of it, it has counted; the guest is told all the same.
+                let _denied = lock(&device).interrupt();
+                // Nobody but a full counter refuses.
+                let _full = targets.get(vector).map(|target| target.write(1));
+            }
+            Event::Tick => {
+                let _denied = lock(&device).timer();
+            }
         };
-        let connect = |sources: &[&EventFd]| self.inner.connect(interrupt, sources);
-        let relay = Relay::start(eventfds, self.ticks, tell, connect)?;
+        let relay = Relay::start(sources, self.ticks, tell)?;
         relays.retain(|(kind, _)| *kind != interrupt);
         relays.push((interrupt, relay));
         Ok(())
