@@ -1,6 +1,7 @@
 //! One device, several guests: who has it, who waits, and when it changes hands.
 
 use std::collections::VecDeque;
+use std::fmt;
 
 use crate::engine::{At, Denied, Dma, Engine, Physical};
 use crate::language::Policy;
@@ -8,6 +9,12 @@ use crate::language::Policy;
 /// Names a guest of an arbiter. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct GuestId(u64);
+
+impl fmt::Display for GuestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "guest {}", self.0)
+    }
+}
 
 /// What to do about input for a guest that does not have the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -69,6 +76,8 @@ struct Guest<D> {
     wake: Box<dyn Wake>,
     /// Whether the device has to be made what it was.
     has_context: bool,
+    /// Whether it had the device since it was last reset for it: input may come for it.
+    uses: bool,
     held: u64,
 }
 
@@ -114,6 +123,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
             engine,
             wake,
             has_context: false,
+            uses: false,
             held: 0,
         });
         id
@@ -129,6 +139,18 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
         }
         self.guests.retain(|known| known.id != guest);
         self.settle();
+    }
+
+    /// A guest resets its device: it finds it reset when it next has it, which may be now.
+    pub fn reset(&mut self, guest: GuestId) {
+        if let Ok((engine, physical)) = self.parts(guest) {
+            physical.reset();
+            engine.reset();
+        }
+        if let Some(known) = self.guests.iter_mut().find(|known| known.id == guest) {
+            known.has_context = false;
+            known.uses = false;
+        }
     }
 
     /// Who has the device.
@@ -224,6 +246,17 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
         Input::Held
     }
 
+    /// The same for each guest that uses the device and does not have it, where nobody can look: what is for them does not show while the
+    /// device is another's, such as a network card's frames for another address.
+    pub fn input_unseen(&mut self) {
+        let (owner, uses) = (self.owner, |known: &&Guest<D>| known.uses);
+        let using = self.guests.iter().filter(uses).map(|known| known.id);
+        let others: Vec<_> = using.filter(|id| Some(*id) != owner).collect();
+        for guest in others {
+            self.input(guest);
+        }
+    }
+
     /// How much input was held for a guest since this was last asked.
     pub fn take_held(&mut self, guest: GuestId) -> u64 {
         let known = self.guests.iter_mut().find(|known| known.id == guest);
@@ -305,6 +338,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
             self.physical.reset();
             guest.engine.reset();
         }
+        guest.uses = true;
         self.owner = Some(next);
         self.since = self.now;
         guest.wake.wake();

@@ -12,4 +12,6 @@ pub mod language;
 pub mod model;
 pub mod models;
 #[cfg(feature = "vfio")]
+pub mod serve;
+#[cfg(feature = "vfio")]
 pub mod vfio;

@@ -15,14 +15,14 @@ pub struct Counts {
 
 /// The same, counting.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(crate) struct Counters {
     pub accesses: AtomicU64,
     pub hooked: AtomicU64,
     pub denied: AtomicU64,
     pub interrupts: AtomicU64,
 }
 
-pub(super) fn count(counter: &AtomicU64) {
+pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 

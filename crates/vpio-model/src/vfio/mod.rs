@@ -4,11 +4,11 @@
 //! [`AssignedFunction`](sriov_vfio::vfio::AssignedFunction) does, puts this one there as well. Configuration space is that one's matter;
 //! registers and interrupts go by the model. [`GuestDma`] is what such a device may reach: the guest's memory, and the copies of descriptors.
 
-mod counts;
+pub(crate) mod counts;
 mod memory;
 mod modelled;
-mod regions;
-mod relay;
+pub(crate) mod regions;
+pub(crate) mod relay;
 
 pub use counts::Counts;
 pub use memory::{GuestDma, GuestDmaError};

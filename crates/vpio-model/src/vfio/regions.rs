@@ -8,7 +8,7 @@ use crate::language::Kind;
 use crate::model::Space;
 
 /// The device as the model needs it: its spaces are BARs.
-pub(super) struct Regions {
+pub(crate) struct Regions {
     device: Arc<dyn VfioDevice>,
     /// For each space, where the device has it: a model may know the same registers in two places.
     bars: Vec<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! Looks at models of devices: `vpio check FILE`, `graph`, `hooks`, `replay`.
+//! Looks at models of devices: `vpio check FILE`, `graph`, `hooks`, `replay`; and lets guests share a device: `vpio serve`.
 
 use std::fs;
 use std::io::Write;
@@ -13,7 +13,9 @@ use vpio_model::engine::{At, Engine, Translation};
 use vpio_model::in_process::{Memory, Registers};
 use vpio_model::model::{Model, Sharing};
 
-/// Looks at models of devices.
+mod serve;
+
+/// Looks at models of devices, and lets guests share a device.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -61,6 +63,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Own a PCI function and let the guests of other processes take turns with it, until they or this are killed: `reference-vmm run
+    /// --vpio socket=PATH`.
+    Serve(serve::ServeArgs),
 }
 
 #[derive(Args)]
@@ -165,6 +170,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
             replay(source.model()?, &trace, memory, json, &mut out)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Serve(args) => serve::run(&args),
     }
 }
 
