@@ -202,99 +202,122 @@ fn map_unmap(criterion: &mut Criterion) {
     group.finish();
 }
 
-fn grant_end(criterion: &mut Criterion) {
+fn guest(criterion: &mut Criterion) {
     let world = world(32);
+    let grants = &world.grants;
+    let grant_end = |reference| {
+        grants
+            .grant(reference, DomId(1), 3, Access::ReadOnly)
+            .unwrap();
+        grants.end(reference).unwrap();
+    };
     let mut group = criterion.benchmark_group("guest");
-    group.bench_function("allocate, grant, end, release", |bencher| {
+    let reference = grants.allocate().unwrap();
+    group.bench_function("grant and end", |bencher| {
+        bencher.iter(|| grant_end(reference));
+    });
+    group.bench_function("allocate, grant, end and release", |bencher| {
         bencher.iter(|| {
-            let reference = world.grants.allocate().unwrap();
-            world
-                .grants
-                .grant(reference, DomId(1), 3, Access::ReadOnly)
-                .unwrap();
-            world.grants.end(reference).unwrap();
-            world.grants.release(reference).unwrap();
+            let reference = grants.allocate().unwrap();
+            grant_end(reference);
+            grants.release(reference).unwrap();
         });
     });
     group.finish();
 }
 
-/// How a packet reaches a page of the guest's, in batches of 32.
+/// How packets reach a guest, which is domain 0: as many as take 32 pages at once.
 fn receive(criterion: &mut Criterion) {
-    let world = world(64);
+    let world = world(2 * BATCH);
     let caller: Caller<'_> = world.hypervisor.caller(DomId(1), 0).unwrap();
-    for size in [64, 512, 1500, 4096] {
-        let mut group = criterion.benchmark_group(format!("receive 32 packets of {size} bytes"));
+    let frame = |domain: usize, number| world.pages[domain].reach(number).unwrap().0;
+    let offers: Vec<_> = (0..BATCH)
+        .map(|_| world.grants.allocate().unwrap())
+        .collect();
+    // The largest are those that the guest is to have cut by nobody, or that its peer did not cut.
+    for size in [64, 512, 1500, 4096, 16384, 65535] {
+        let packet = vec![7; size];
+        let parts: Vec<_> = packet.chunks(PAGE).collect();
+        let packets = BATCH / parts.len();
+        let parts: Vec<_> = parts.iter().cycle().take(packets * parts.len()).collect();
+        let mut group = criterion.benchmark_group(format!("receive {size} bytes"));
         group
-            .throughput(Throughput::Elements(BATCH as u64))
+            .throughput(Throughput::Elements(packets as u64))
             .sample_size(20);
         let mut copy = copies(&world);
-        for op in &mut copy {
+        copy.truncate(parts.len());
+        for (op, part) in copy.iter_mut().zip(&parts) {
             (op.source, op.dest) = (op.dest, op.source);
             op.flags = CopyFlags::DEST_REF.bits();
-            op.length = size as u16;
+            op.length = part.len() as u16;
         }
-        group.bench_function("copy", |bencher| {
-            bencher.iter(|| caller.copy(&mut copy[..BATCH]))
-        });
-        let packet = vec![7; size];
+        group.bench_function("copy", |bencher| bencher.iter(|| caller.copy(&mut copy)));
+        assert!(copy.iter().all(|op| op.status == 0));
         let (mut map, mut unmap) = operations(&world.references, 0);
-        group.bench_function("map, write, unmap", |bencher| {
+        group.bench_function("map", |bencher| {
             bencher.iter(|| {
                 caller.map(&mut map);
-                for op in &map {
-                    let (frame, _) = world.pages[1].reach(op.host_address / PAGE as u64).unwrap();
-                    assert!(frame.write(0, &packet));
+                for (op, part) in map.iter().zip(&parts) {
+                    assert!(frame(1, op.host_address / PAGE as u64).write(0, part));
                 }
                 take_back(&map, &mut unmap);
                 caller.unmap(&mut unmap);
             });
         });
-        let persistent: Vec<_> = (0..32)
-            .map(|number| world.pages[0].reach(number).unwrap().0)
-            .collect();
-        group.bench_function("persistent grant, write", |bencher| {
+        let shared: Vec<_> = (0..BATCH as u64).map(|number| frame(0, number)).collect();
+        group.bench_function("persistent", |bencher| {
             bencher.iter(|| {
-                persistent
-                    .iter()
-                    .for_each(|frame| assert!(frame.write(0, &packet)))
-            });
-        });
-        drop(persistent);
-        // The page goes to the guest, and one of the guest's comes back.
-        let offer = [
-            world.grants.allocate().unwrap(),
-            world.grants.allocate().unwrap(),
-        ];
-        group.bench_function("page flip", |bencher| {
-            bencher.iter(|| {
-                for number in 0..BATCH as u64 {
-                    let frame = world.pages[1].frame(number).unwrap().0;
-                    assert!(frame.write(0, &packet));
-                    drop(frame);
-                    world
-                        .grants
-                        .accept_transfer(offer[0], DomId(1), 100)
-                        .unwrap();
-                    let mut op = [Transfer {
-                        frame: number,
-                        domain: DomId(0),
-                        reference: offer[0],
-                        ..Transfer::default()
-                    }];
-                    caller.transfer(&mut op);
-                    assert_eq!(world.grants.end_transfer(offer[0]), Ok(Some(100)));
-                    let page = world.pages[0].take(100).unwrap();
-                    assert!(world.pages[1].give(page, &mut || Some(number)));
+                for (frame, part) in shared.iter().zip(&parts) {
+                    assert!(frame.write(0, part));
                 }
             });
         });
-        for reference in offer {
-            world.grants.release(reference).unwrap();
-        }
+        // The guest needs these pages again: it takes the packet out.
+        let own: Vec<_> = (BATCH as u64..)
+            .map(|number| frame(0, number))
+            .take(BATCH)
+            .collect();
+        group.bench_function("persistent, copied by the guest", |bencher| {
+            bencher.iter(|| {
+                for ((frame, own), part) in shared.iter().zip(&own).zip(&parts) {
+                    assert!(frame.write(0, part) && frame.copy_to(0, own, 0, part.len()));
+                }
+            });
+        });
+        drop((shared, own));
+        // The pages go to the guest, and as many of the guest's come back.
+        let mut flips: Vec<_> = offers
+            .iter()
+            .zip(0..)
+            .take(parts.len())
+            .map(|(&reference, frame)| Transfer {
+                frame,
+                domain: DomId(0),
+                reference,
+                ..Transfer::default()
+            })
+            .collect();
+        group.bench_function("flip", |bencher| {
+            bencher.iter(|| {
+                for (op, part) in flips.iter().zip(&parts) {
+                    assert!(frame(1, op.frame).write(0, part));
+                    let room = 2 * BATCH as u64 + op.frame;
+                    world
+                        .grants
+                        .accept_transfer(op.reference, DomId(1), room)
+                        .unwrap();
+                }
+                caller.transfer(&mut flips);
+                for op in &flips {
+                    let came = world.grants.end_transfer(op.reference).unwrap().unwrap();
+                    let page = world.pages[0].take(came).unwrap();
+                    assert!(world.pages[1].give(page, &mut || Some(op.frame)));
+                }
+            });
+        });
         group.finish();
     }
 }
 
-criterion_group!(benches, copy, map_unmap, grant_end, receive);
+criterion_group!(benches, copy, map_unmap, guest, receive);
 criterion_main!(benches);

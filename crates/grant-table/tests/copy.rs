@@ -9,9 +9,12 @@
 
 mod support;
 
+use std::thread;
+
 use grant_table::guest::{Access, GrantError};
+use grant_table::hypervisor::Memory as _;
 use grant_table::spec::DomId;
-use grant_table::spec::grant::{CopyFlags, EntryFlags, GrantRef, Refusal};
+use grant_table::spec::grant::{Copy, CopyFlags, EntryFlags, GrantRef, MapGrantRef, Refusal};
 use grant_table::table::Transitive;
 use support::*;
 
@@ -215,4 +218,69 @@ fn version_1_has_neither() {
         grants.grant(reference, DomId(1), big, Access::ReadOnly),
         Err(GrantError::Frame(big))
     );
+}
+
+/// Batches of copies in both directions lock frames of both domains, and entries, while frames come and go and others map: nobody waits
+/// for ever.
+#[test]
+fn copies_in_both_directions_wait_for_nobody() {
+    let world = World::new();
+    let grants = [world.grants(0), world.grants(1)];
+    let references = [(0usize, 1u16), (1, 0)].map(|(own, user)| {
+        (0..OWN / 2)
+            .map(|frame| {
+                let reference = grants[own].allocate().unwrap();
+                let access = Access::ReadWrite;
+                grants[own]
+                    .grant(reference, DomId(user), frame, access)
+                    .unwrap();
+                reference
+            })
+            .collect::<Vec<_>>()
+    });
+    let (world, references) = (&world, &references);
+    thread::scope(|scope| {
+        for (user, from) in [(1u16, 0u16), (0, 1)] {
+            let of = &references[usize::from(from)];
+            scope.spawn(move || {
+                let one = |reference: &GrantRef| Copy {
+                    source: side(from, reference.0, 0),
+                    dest: own(1, 0),
+                    length: 64,
+                    flags: CopyFlags::SOURCE_REF.bits(),
+                    ..Copy::default()
+                };
+                let mut batch: Vec<_> = of.iter().map(one).collect();
+                for _ in 0..300 {
+                    world.caller(user).copy(&mut batch);
+                    assert!(batch.iter().all(|op| op.status == 0));
+                }
+            });
+            // A frame that is not granted leaves the domain and comes back, for which all others must be let go of.
+            scope.spawn(move || {
+                let pages = &world.pages[usize::from(from)];
+                for _ in 0..300 {
+                    let page = pages.take(OWN - 1).unwrap();
+                    assert!(pages.give(page, &mut || Some(OWN - 1)));
+                }
+            });
+            scope.spawn(move || {
+                let address = FREE + 4096 * u64::from(user);
+                for reference in of.iter().cycle().take(300) {
+                    let mut map = [MapGrantRef {
+                        host_address: address,
+                        flags: WRITE,
+                        reference: *reference,
+                        domain: DomId(from),
+                        ..MapGrantRef::default()
+                    }];
+                    world.caller(user).map(&mut map);
+                    assert_eq!(map[0].status, 0);
+                    assert_eq!(world.unmap(user, map[0].handle, address, 0), 0);
+                }
+            });
+        }
+    });
+    world.assert_unused(0);
+    world.assert_unused(1);
 }

@@ -111,6 +111,12 @@ impl Part {
     }
 }
 
+/// The records of entries that lie side by side: locked together, so that a batch seldom locks.
+pub(super) type Stripe = [Active; STRIPE];
+
+/// As many as are reserved at the start of a table, so that these share a lock with no others.
+pub(super) const STRIPE: usize = 8;
+
 impl Active {
     /// A use of `frame` that begins.
     pub(super) fn begin(user: DomId, part: Part, (frame, access): (Frame, Access)) -> Self {

@@ -3,8 +3,8 @@
 use std::sync::{Arc, RwLockReadGuard, TryLockError};
 
 use super::active::{Active, Part, Pin};
-use super::table::{Table, Use};
-use super::{Caller, Domain};
+use super::table::{Records, Table, Use};
+use super::{Caller, Domain, Frames};
 use crate::frame::Frame;
 use crate::guest::Access;
 use crate::spec::grant::{Copy, CopyFlags, CopySide, EntryFlags, GrantRef, MapFlags, Refusal};
@@ -26,6 +26,13 @@ impl Wanted {
             Access::ReadWrite => MapFlags::HOST,
         })
     }
+}
+
+/// What is locked from one copy to the next between a grant of another domain and the caller's own frames.
+struct Locked<'a> {
+    theirs: Box<dyn Frames + 'a>,
+    own: Box<dyn Frames + 'a>,
+    records: Records<'a>,
 }
 
 /// A domain and its table, locked.
@@ -78,8 +85,90 @@ impl Caller<'_> {
         let dest_table = dest_table.as_deref().or(source_table.as_deref());
         let dest = dest.as_deref().zip(dest_table);
         let dest = dest.and_then(|(domain, table)| granter(domain, table));
+        let with_own = match (source, dest) {
+            (Some(granter), None) => Some((granter, Access::ReadOnly)),
+            (None, Some(granter)) => Some((granter, Access::ReadWrite)),
+            _ => None,
+        };
+        match with_own.filter(|(granter, _)| granter.domain.id != self.domain.id) {
+            Some((granter, access)) => self.copy_with_own(granter, access, run),
+            None => {
+                for op in run {
+                    op.status = Refusal::status(self.copy_one(source, dest, op));
+                }
+            }
+        }
+    }
+
+    /// Copies from or to grants of another domain, to or from the caller's own frames. An entry is locked, and not counted, while it is copied.
+    fn copy_with_own(&self, granter: Granter<'_>, access: Access, run: &mut [Copy]) {
+        let mut locked = None;
         for op in run {
-            op.status = Refusal::status(self.copy_one(source, dest, op));
+            let (grant, source, dest) = match access {
+                Access::ReadOnly => (&op.source, Some(granter), None),
+                Access::ReadWrite => (&op.dest, None, Some(granter)),
+            };
+            let held = locked.get_or_insert_with(|| self.lock_with_own(granter));
+            let result = match granter.transitive(&mut held.records, grant.reference()) {
+                _ if op.length == 0 => Ok(()),
+                Ok(None) => self.copy_locked(granter, access, held, op),
+                // Locks others, in another order.
+                _ => {
+                    locked = None;
+                    self.copy_one(source, dest, op)
+                }
+            };
+            op.status = Refusal::status(result);
+        }
+    }
+
+    fn lock_with_own<'a>(&'a self, granter: Granter<'a>) -> Locked<'a> {
+        let lend = |domain: &'a Domain| domain.memory.frames();
+        let (theirs, own) = if granter.domain.id < self.domain.id {
+            let theirs = lend(granter.domain);
+            (theirs, lend(&self.domain))
+        } else {
+            let own = lend(&self.domain);
+            (lend(granter.domain), own)
+        };
+        Locked {
+            theirs,
+            own,
+            records: granter.table.records(),
+        }
+    }
+
+    /// One copy between a grant that is not transitive and a frame of the caller's own.
+    fn copy_locked(
+        &self,
+        granter: Granter<'_>,
+        access: Access,
+        locked: &mut Locked<'_>,
+        op: &Copy,
+    ) -> Result<(), Refusal> {
+        let Locked {
+            theirs,
+            own,
+            records,
+        } = locked;
+        let wanted = |side: &CopySide| Wanted {
+            reference: side.reference(),
+            user: self.domain.id,
+            access,
+        };
+        match access {
+            Access::ReadOnly => {
+                granter.with_locked(&mut **theirs, records, wanted(&op.source), |from, part| {
+                    let to = writable(own.frame(op.dest.page))?;
+                    copy_bytes(op, (from, part), (to, Part::PAGE))
+                })
+            }
+            Access::ReadWrite => {
+                let (from, _) = own.frame(op.source.page).ok_or(Refusal::BadPage)?;
+                granter.with_locked(&mut **theirs, records, wanted(&op.dest), |to, part| {
+                    copy_bytes(op, (from, Part::PAGE), (to, part))
+                })
+            }
         }
     }
 
@@ -105,18 +194,7 @@ impl Caller<'_> {
         }
         self.with_side(source, &op.source, Access::ReadOnly, |from, readable| {
             self.with_side(dest, &op.dest, Access::ReadWrite, |to, writable| {
-                let end = |side: &CopySide| usize::from(side.offset) + usize::from(op.length);
-                if end(&op.source) > PAGE_SIZE || end(&op.dest) > PAGE_SIZE {
-                    return Err(Refusal::BadCopyArgument);
-                }
-                if !readable.contains(op.source.offset, op.length)
-                    || !writable.contains(op.dest.offset, op.length)
-                {
-                    return Err(Refusal::General);
-                }
-                let (first, second) = (op.source.offset.into(), op.dest.offset.into());
-                let copied = from.copy_to(first, to, second, op.length.into());
-                copied.then_some(()).ok_or(Refusal::BadCopyArgument)
+                copy_bytes(op, (from, readable), (to, writable))
             })
         })
     }
@@ -131,18 +209,19 @@ impl Caller<'_> {
     ) -> Result<(), Refusal> {
         let Some(granter) = granter else {
             let frame = self.domain.memory.frame(side.page);
-            let (frame, allowed) = frame.ok_or(Refusal::BadPage)?;
-            if access == Access::ReadWrite && allowed == Access::ReadOnly {
-                return Err(Refusal::BadPage);
-            }
-            return then(&frame, Part::PAGE);
+            let frame = match access {
+                Access::ReadOnly => frame.map(|(frame, _)| frame),
+                Access::ReadWrite => writable(frame).ok(),
+            };
+            return then(&frame.ok_or(Refusal::BadPage)?, Part::PAGE);
         };
         let wanted = Wanted {
             reference: side.reference(),
             user: self.domain.id,
             access,
         };
-        match granter.transitive(wanted.reference)? {
+        let passed_on = granter.transitive(&mut granter.table.records(), wanted.reference)?;
+        match passed_on {
             Some(to) => self.with_transitive(granter, wanted, to, then),
             None => granter.with_own(wanted, then),
         }
@@ -186,17 +265,17 @@ impl Caller<'_> {
     }
 }
 
-impl<'a> Granter<'a> {
-    fn active(&self, reference: GrantRef) -> Result<std::sync::MutexGuard<'a, Active>, Refusal> {
-        self.table.active(reference).ok_or(Refusal::BadGrantRef)
-    }
-
+impl Granter<'_> {
     /// What the entry passes on, if it does. An entry in use stays what it was when its use began.
-    fn transitive(&self, reference: GrantRef) -> Result<Option<Transitive>, Refusal> {
+    fn transitive(
+        &self,
+        records: &mut Records<'_>,
+        reference: GrantRef,
+    ) -> Result<Option<Transitive>, Refusal> {
         if self.table.entries().version() == Version::V1 {
             return Ok(None);
         }
-        let active = self.active(reference)?;
+        let active = records.get(reference).ok_or(Refusal::BadGrantRef)?;
         let header = self.table.header(reference).ok_or(Refusal::BadGrantRef)?;
         let to = self.table.entries().transitive(reference);
         let to = to.filter(|_| header.flags & EntryFlags::TYPE == EntryFlags::TRANSITIVE);
@@ -220,6 +299,57 @@ impl<'a> Granter<'a> {
         result
     }
 
+    /// Calls `then` with a frame of the domain's own, whose entry is locked meanwhile.
+    fn with_locked(
+        &self,
+        frames: &mut dyn Frames,
+        records: &mut Records<'_>,
+        wanted: Wanted,
+        then: impl FnOnce(&Frame, Part) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let Wanted {
+            reference, access, ..
+        } = wanted;
+        let active = records.get(reference).ok_or(Refusal::BadGrantRef)?;
+        let flags = self.agree(active, wanted)?;
+        let looked_up = match flags.filter(|_| active.pin.is_free()) {
+            Some(flags) => self.look_up(frames, reference, flags),
+            None => {
+                let frame = active.frame(access).ok_or(Refusal::BadPage);
+                frame.map(|frame| ((frame, access), active.part))
+            }
+        };
+        let result = looked_up.and_then(|((frame, allowed), part)| {
+            if access == Access::ReadWrite && allowed == Access::ReadOnly {
+                return Err(Refusal::BadPage);
+            }
+            then(frame, part)
+        });
+        if flags.is_some() {
+            self.table.unmark(reference, active.pin, access);
+        }
+        result
+    }
+
+    /// Checks an entry of the domain's own, and marks it as used where it is not; its flags if it did.
+    fn agree(&self, active: &Active, wanted: Wanted) -> Result<Option<EntryFlags>, Refusal> {
+        self.check(active, wanted)?;
+        if !active.pin.is_free() && active.passes.is_some() {
+            return Err(Refusal::General);
+        }
+        if !active.must_check(wanted.access) {
+            return Ok(None);
+        }
+        let Wanted {
+            reference,
+            user,
+            access,
+        } = wanted;
+        let table = self.table;
+        let header = table.claim(reference, active, user, access, Use::Copy)?;
+        Ok(Some(header.flags))
+    }
+
     /// Checks an entry that is in use, or that it can be.
     fn check(&self, active: &Active, wanted: Wanted) -> Result<(), Refusal> {
         let other = active.user != wanted.user || active.pin.is_full();
@@ -239,28 +369,25 @@ impl<'a> Granter<'a> {
             user,
             access,
         } = wanted;
-        let mut active = self.active(reference)?;
-        self.check(&active, wanted)?;
-        if !active.pin.is_free() && active.passes.is_some() {
-            return Err(Refusal::General);
-        }
-        if active.must_check(access) {
-            let header = self
-                .table
-                .claim(reference, &active, user, access, Use::Copy)?;
-            if active.pin.is_free() {
-                match self.look_up(reference, header.flags) {
-                    Ok((frame, part)) => *active = Active::begin(user, part, frame),
-                    Err(refusal) => {
-                        self.table.unmark(reference, active.pin, access);
-                        return Err(refusal);
-                    }
+        let mut frames = self.domain.memory.frames();
+        let mut records = self.table.records();
+        let active = records.get(reference).ok_or(Refusal::BadGrantRef)?;
+        if let Some(flags) = self.agree(active, wanted)?
+            && active.pin.is_free()
+        {
+            match self.look_up(&mut *frames, reference, flags) {
+                Ok(((frame, access), part)) => {
+                    *active = Active::begin(user, part, (frame.clone(), access));
+                }
+                Err(refusal) => {
+                    self.table.unmark(reference, active.pin, access);
+                    return Err(refusal);
                 }
             }
         }
         let Some(frame) = active.frame(access).cloned() else {
             self.table
-                .release(reference, &mut active, Pin::default(), access);
+                .release(reference, active, Pin::default(), access);
             return Err(Refusal::BadPage);
         };
         active.pin.add(wanted.pin());
@@ -268,11 +395,12 @@ impl<'a> Granter<'a> {
     }
 
     /// The frame of an entry whose use begins.
-    fn look_up(
+    fn look_up<'f>(
         &self,
+        frames: &'f mut dyn Frames,
         reference: GrantRef,
         flags: EntryFlags,
-    ) -> Result<((Frame, Access), Part), Refusal> {
+    ) -> Result<((&'f Frame, Access), Part), Refusal> {
         if flags & EntryFlags::TYPE != EntryFlags::PERMIT_ACCESS {
             return Err(Refusal::General);
         }
@@ -286,10 +414,7 @@ impl<'a> Granter<'a> {
             _ => Part::PAGE,
         };
         let number = entries.frame(reference).ok_or(Refusal::General)?;
-        Ok((
-            self.domain.memory.frame(number).ok_or(Refusal::BadPage)?,
-            part,
-        ))
+        Ok((frames.frame(number).ok_or(Refusal::BadPage)?, part))
     }
 
     /// Begins a use of an entry that passes on a frame, of which a use has begun.
@@ -305,8 +430,9 @@ impl<'a> Granter<'a> {
             user,
             access,
         } = wanted;
-        let mut active = self.active(reference)?;
-        self.check(&active, wanted)?;
+        let mut records = self.table.records();
+        let active = records.get(reference).ok_or(Refusal::BadGrantRef)?;
+        self.check(active, wanted)?;
         let passes = Some((to.domain, to.reference));
         if !active.pin.is_free() {
             let same = active.frame.as_ref().is_some_and(|own| own.is(frame));
@@ -317,7 +443,7 @@ impl<'a> Granter<'a> {
         if active.must_check(access) {
             let header = self
                 .table
-                .claim(reference, &active, user, access, Use::Copy)?;
+                .claim(reference, active, user, access, Use::Copy)?;
             let transitive = header.flags & EntryFlags::TYPE == EntryFlags::TRANSITIVE;
             if active.pin.is_free()
                 && (!transitive || self.table.entries().transitive(reference) != Some(to))
@@ -339,11 +465,37 @@ impl<'a> Granter<'a> {
 
     /// Ends a use.
     fn end(&self, wanted: Wanted) {
-        if let Some(mut active) = self.table.active(wanted.reference) {
+        if let Some(active) = self.table.records().get(wanted.reference) {
             self.table
-                .release(wanted.reference, &mut active, wanted.pin(), wanted.access);
+                .release(wanted.reference, active, wanted.pin(), wanted.access);
         }
     }
+}
+
+/// A frame of the caller's own that is to be written.
+fn writable<F>(frame: Option<(F, Access)>) -> Result<F, Refusal> {
+    let allowed = frame.filter(|(_, access)| *access == Access::ReadWrite);
+    allowed.map(|(frame, _)| frame).ok_or(Refusal::BadPage)
+}
+
+/// Copies what `op` says, within the parts that may be used.
+fn copy_bytes(
+    op: &Copy,
+    (from, readable): (&Frame, Part),
+    (to, writable): (&Frame, Part),
+) -> Result<(), Refusal> {
+    let end = |side: &CopySide| usize::from(side.offset) + usize::from(op.length);
+    if end(&op.source) > PAGE_SIZE || end(&op.dest) > PAGE_SIZE {
+        return Err(Refusal::BadCopyArgument);
+    }
+    if !readable.contains(op.source.offset, op.length)
+        || !writable.contains(op.dest.offset, op.length)
+    {
+        return Err(Refusal::General);
+    }
+    let (first, second) = (op.source.offset.into(), op.dest.offset.into());
+    let copied = from.copy_to(first, to, second, op.length.into());
+    copied.then_some(()).ok_or(Refusal::BadCopyArgument)
 }
 
 type Guard<'a> = RwLockReadGuard<'a, Table>;

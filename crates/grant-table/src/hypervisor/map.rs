@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use super::active::{Active, Part, Pin};
 use super::maptrack::{Mapping, Shard};
-use super::table::{Table, Use};
-use super::{Caller, Domain, Hypervisor};
+use super::table::{Records, Table, Use};
+use super::{Caller, Domain, Frames, Hypervisor};
 use crate::guest::Access;
 use crate::spec::DomId;
 use crate::spec::grant::{
@@ -20,6 +20,25 @@ fn access(flags: MapFlags) -> Access {
         Access::ReadOnly
     } else {
         Access::ReadWrite
+    }
+}
+
+/// A domain that granted, with what a batch has locked of it.
+struct Granter<'g> {
+    domain: &'g Domain,
+    table: &'g Table,
+    frames: Box<dyn Frames + 'g>,
+    records: Records<'g>,
+}
+
+impl<'g> Granter<'g> {
+    fn new(domain: &'g Domain, table: &'g Table) -> Self {
+        Self {
+            domain,
+            table,
+            frames: domain.memory.frames(),
+            records: table.records(),
+        }
     }
 }
 
@@ -62,13 +81,15 @@ impl Caller<'_> {
         };
         let mut full = Vec::new();
         let table = granter.table();
+        let mut locked = Granter::new(&granter, &table);
         for op in &mut *run {
-            let result = self.map_one(&granter, &table, self.shard, &mut shard, op);
+            let result = self.map_one(&mut locked, self.shard, &mut shard, op);
             op.status = Refusal::status(result);
             if result == Err(Refusal::NoDeviceSpace) {
                 full.push(op);
             }
         }
+        drop(locked);
         drop(table);
         drop(shard);
         for op in full {
@@ -84,7 +105,8 @@ impl Caller<'_> {
                 return;
             };
             let table = granter.table();
-            let result = self.map_one(granter, &table, number, &mut shard, op);
+            let mut locked = Granter::new(granter, &table);
+            let result = self.map_one(&mut locked, number, &mut shard, op);
             op.status = Refusal::status(result);
             if result != Err(Refusal::NoDeviceSpace) {
                 return;
@@ -106,8 +128,7 @@ impl Caller<'_> {
 
     fn map_one(
         &self,
-        granter: &Domain,
-        table: &Table,
+        granter: &mut Granter<'_>,
         number: usize,
         shard: &mut Shard,
         op: &mut MapGrantRef,
@@ -118,11 +139,11 @@ impl Caller<'_> {
             .maptrack
             .reserve(number, shard)
             .ok_or(Refusal::NoDeviceSpace)?;
-        let mut active = table.active(op.reference).ok_or(Refusal::BadGrantRef)?;
-        self.use_for_mapping(granter, table, op.reference, &mut active, flags)?;
+        let table = granter.table;
+        let active = self.use_for_mapping(granter, op.reference, flags)?;
         let frame = active.frame.as_ref().ok_or(Refusal::General)?;
         let mapping = Mapping {
-            domain: granter.id,
+            domain: op.domain,
             reference: op.reference,
             flags,
             frame: frame.number(),
@@ -136,7 +157,7 @@ impl Caller<'_> {
                 .memory
                 .map(op.host_address, frame, access(flags))
             {
-                table.release(op.reference, &mut active, Pin::one(flags), access(flags));
+                table.release(op.reference, active, Pin::one(flags), access(flags));
                 return Err(refusal);
             }
         }
@@ -146,17 +167,18 @@ impl Caller<'_> {
     }
 
     /// Counts a use by a mapping, after the checks.
-    fn use_for_mapping(
+    fn use_for_mapping<'g>(
         &self,
-        granter: &Domain,
-        table: &Table,
+        granter: &'g mut Granter<'_>,
         reference: GrantRef,
-        active: &mut Active,
         flags: MapFlags,
-    ) -> Result<(), Refusal> {
+    ) -> Result<&'g mut Active, Refusal> {
         let (access, user) = (access(flags), self.domain.id);
+        let table = granter.table;
+        let active = granter.records.get(reference);
+        let active = active.ok_or(Refusal::BadGrantRef)?;
         let pinned = !active.pin.is_free();
-        if granter.is_dying()
+        if granter.domain.is_dying()
             || self.domain.is_dying()
             || pinned && (active.user != user || active.pin.is_full() || active.part.copy_only)
         {
@@ -167,8 +189,9 @@ impl Caller<'_> {
         }
         if !pinned {
             let number = table.entries().frame(reference);
-            if let Some(frame) = number.and_then(|number| granter.memory.frame(number)) {
-                *active = Active::begin(user, Part::PAGE, frame);
+            let frame = number.and_then(|number| granter.frames.frame(number));
+            if let Some((frame, access)) = frame {
+                *active = Active::begin(user, Part::PAGE, (frame.clone(), access));
             }
         }
         if active.frame(access).is_none() {
@@ -176,7 +199,7 @@ impl Caller<'_> {
             return Err(Refusal::BadPage);
         }
         active.pin.add(Pin::one(flags));
-        Ok(())
+        Ok(active)
     }
 
     /// Unmaps grants. When it returns, nobody can reach the frames through these mappings.
@@ -285,10 +308,11 @@ impl Hypervisor {
                 continue;
             };
             let table = granter.table();
+            let mut records = table.records();
             for one in run {
-                if let Some(mut active) = table.active(one.reference) {
+                if let Some(active) = records.get(one.reference) {
                     let pin = Pin::one(one.flags);
-                    table.release(one.reference, &mut active, pin, access(one.flags));
+                    table.release(one.reference, active, pin, access(one.flags));
                 }
             }
         }

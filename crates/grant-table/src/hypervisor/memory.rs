@@ -1,7 +1,7 @@
 //! What stands behind a domain's frame numbers.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::frame::Frame;
 use crate::guest::Access;
@@ -16,7 +16,15 @@ pub trait Memory: Send + Sync {
     /// granted.
     fn frame(&self, number: u64) -> Option<(Frame, Access)>;
 
-    /// Maps a granted frame at `address`.
+    /// Lends the domain's own frames for a batch of operations.
+    fn frames(&self) -> Box<dyn Frames + '_> {
+        Box::new(OneByOne {
+            memory: self,
+            last: None,
+        })
+    }
+
+    /// Maps a granted frame at `address`. Frames may be lent meanwhile.
     ///
     /// # Errors
     ///
@@ -45,9 +53,33 @@ pub trait Memory: Send + Sync {
     fn give(&self, frame: Frame, place: &mut dyn FnMut() -> Option<u64>) -> bool;
 }
 
+/// A domain's own frames, lent by [`Memory::frames`]. While they are, `take` and `give` may wait; whoever has them borrowed calls neither
+/// these nor `frame` of the same memory, and borrows those of two domains in the order of the domains only.
+pub trait Frames {
+    /// As [`Memory::frame`].
+    fn frame(&mut self, number: u64) -> Option<(&Frame, Access)>;
+}
+
+/// Frames of a memory that has no way to lend them.
+struct OneByOne<'m, M: ?Sized> {
+    memory: &'m M,
+    last: Option<(Frame, Access)>,
+}
+
+impl<M: Memory + ?Sized> Frames for OneByOne<'_, M> {
+    fn frame(&mut self, number: u64) -> Option<(&Frame, Access)> {
+        self.last = self.memory.frame(number);
+        self.last.as_ref().map(|(frame, access)| (frame, *access))
+    }
+}
+
 impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
     fn frame(&self, number: u64) -> Option<(Frame, Access)> {
         (**self).frame(number)
+    }
+
+    fn frames(&self) -> Box<dyn Frames + '_> {
+        (**self).frames()
     }
 
     fn map(&self, address: u64, frame: Frame, access: Access) -> Result<(), Refusal> {
@@ -75,13 +107,17 @@ impl<M: Memory + ?Sized> Memory for std::sync::Arc<M> {
 enum Slot {
     #[default]
     Empty,
-    Own(Frame),
+    Own,
     Granted(Frame, Access),
 }
+
+type Own = Box<[Option<Frame>]>;
 
 /// Memory in this process: pages that are allocated one by one.
 #[derive(Debug)]
 pub struct Pages {
+    /// The domain's own pages. Locked before a slot.
+    own: RwLock<Own>,
     slots: Box<[Mutex<Slot>]>,
     owned: AtomicUsize,
     limit: usize,
@@ -91,10 +127,12 @@ impl Pages {
     /// `size` frame numbers from 0, of which the first `owned` have a page of zeros. It may own `limit` pages in all.
     pub fn new(size: usize, owned: usize, limit: usize) -> Self {
         let slot = |index| match index < owned {
-            true => Slot::Own(Frame::allocate()),
+            true => Slot::Own,
             false => Slot::Empty,
         };
+        let own = |index| (index < owned).then(Frame::allocate);
         Self {
+            own: RwLock::new((0..size).map(own).collect()),
             slots: (0..size).map(|index| Mutex::new(slot(index))).collect(),
             owned: AtomicUsize::new(owned.min(size)),
             limit,
@@ -103,17 +141,23 @@ impl Pages {
 
     /// The page at `number` for the domain's own code: its own, or one that is granted to it.
     pub fn reach(&self, number: u64) -> Option<(Frame, Access)> {
-        match &*self.slot(number)? {
-            Slot::Empty => None,
-            Slot::Own(frame) => Some((frame.clone(), Access::ReadWrite)),
+        self.frame(number).or_else(|| match &*self.slot(number)? {
             Slot::Granted(frame, access) => Some((frame.clone(), *access)),
-        }
+            Slot::Empty | Slot::Own => None,
+        })
     }
 
     /// Gives the domain's own page at `number` up. It lives on where it is mapped.
     pub fn release(&self, number: u64) -> bool {
-        self.slot(number)
-            .is_some_and(|mut slot| self.remove(&mut slot).is_some())
+        self.remove(number, |_| true).is_some()
+    }
+
+    fn own(&self) -> RwLockReadGuard<'_, Own> {
+        self.own.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn own_mut(&self) -> RwLockWriteGuard<'_, Own> {
+        self.own.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot(&self, number: u64) -> Option<MutexGuard<'_, Slot>> {
@@ -128,26 +172,51 @@ impl Pages {
             .filter(|_| address.is_multiple_of(page))
     }
 
-    fn remove(&self, slot: &mut Slot) -> Option<Frame> {
-        match std::mem::take(slot) {
-            Slot::Own(frame) => {
-                self.owned.fetch_sub(1, Ordering::Relaxed);
-                Some(frame)
-            }
-            other => {
-                *slot = other;
-                None
-            }
+    /// Takes the domain's own page at `number` out, if it is `fit` for that.
+    fn remove(&self, number: u64, fit: impl Fn(&Frame) -> bool) -> Option<Frame> {
+        let mut own = self.own_mut();
+        let page = own.get_mut(usize::try_from(number).ok()?)?;
+        let frame = page.take_if(|frame| fit(frame))?;
+        *self.slot(number)? = Slot::Empty;
+        self.owned.fetch_sub(1, Ordering::Relaxed);
+        Some(frame)
+    }
+
+    /// Puts a page at `number`, in place of one of the domain's own if there is one; false where something is mapped.
+    fn put(&self, number: u64, frame: Frame) -> bool {
+        let mut own = self.own_mut();
+        let index = usize::try_from(number).ok();
+        let page = index.and_then(|index| own.get_mut(index));
+        let (Some(page), Some(mut slot)) = (page, self.slot(number)) else {
+            return false;
+        };
+        if matches!(*slot, Slot::Granted(..)) {
+            return false;
         }
+        *slot = Slot::Own;
+        if page.replace(frame).is_some() {
+            self.owned.fetch_sub(1, Ordering::Relaxed);
+        }
+        true
+    }
+}
+
+impl Frames for RwLockReadGuard<'_, Own> {
+    fn frame(&mut self, number: u64) -> Option<(&Frame, Access)> {
+        let page = self.get(usize::try_from(number).ok()?)?;
+        Some((page.as_ref()?, Access::ReadWrite))
     }
 }
 
 impl Memory for Pages {
     fn frame(&self, number: u64) -> Option<(Frame, Access)> {
-        match &*self.slot(number)? {
-            Slot::Own(frame) => Some((frame.clone(), Access::ReadWrite)),
-            _ => None,
-        }
+        let mut own = self.own();
+        let (frame, access) = own.frame(number)?;
+        Some((frame.clone(), access))
+    }
+
+    fn frames(&self) -> Box<dyn Frames + '_> {
+        Box::new(self.own())
     }
 
     fn map(&self, address: u64, frame: Frame, access: Access) -> Result<(), Refusal> {
@@ -186,11 +255,7 @@ impl Memory for Pages {
     }
 
     fn take(&self, number: u64) -> Result<Frame, Refusal> {
-        let mut slot = self.slot(number).ok_or(Refusal::BadPage)?;
-        if !matches!(&*slot, Slot::Own(frame) if frame.is_sole()) {
-            return Err(Refusal::BadPage);
-        }
-        self.remove(&mut slot).ok_or(Refusal::BadPage)
+        self.remove(number, Frame::is_sole).ok_or(Refusal::BadPage)
     }
 
     fn give(&self, frame: Frame, place: &mut dyn FnMut() -> Option<u64>) -> bool {
@@ -202,17 +267,10 @@ impl Memory for Pages {
         if reserved.is_err() {
             return false;
         }
-        let slot = place().and_then(|number| self.slot(number));
-        match slot {
-            Some(mut slot) if !matches!(*slot, Slot::Granted(..)) => {
-                self.remove(&mut slot);
-                *slot = Slot::Own(frame);
-                true
-            }
-            _ => {
-                self.owned.fetch_sub(1, Ordering::Relaxed);
-                false
-            }
+        let given = place().is_some_and(|number| self.put(number, frame));
+        if !given {
+            self.owned.fetch_sub(1, Ordering::Relaxed);
         }
+        given
     }
 }

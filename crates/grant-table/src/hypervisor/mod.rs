@@ -1,7 +1,7 @@
 //! The hypervisor's side of grants: domains that let each other use their frames.
 //!
-//! Locks are taken in this order: a shard of the caller's mappings, tables in the order of their domains, an entry, whatever [`Memory`]
-//! needs. A table that is out of order is only tried.
+//! Locks are taken in this order: a shard of the caller's mappings, tables in the order of their domains, domains' own frames in that order
+//! too, a stripe of entries, whatever [`Memory`] needs to map. A table that is out of order is only tried.
 
 mod active;
 mod copy;
@@ -12,14 +12,14 @@ mod memory;
 mod table;
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 pub use active::Pin;
 pub use hypercall::{Arguments, Fault, Outcome};
 pub use map::BATCH;
-pub use memory::{Memory, Pages};
+pub use memory::{Frames, Memory, Pages};
 
 use crate::frame::Frame;
 use crate::spec::grant::{CacheFlags, CacheFlush, GrantRef, QuerySize, Refusal};
@@ -107,7 +107,7 @@ impl Domain {
 /// Domains and what they grant to each other.
 #[derive(Default)]
 pub struct Hypervisor {
-    domains: RwLock<HashMap<DomId, Arc<Domain>>>,
+    domains: RwLock<BTreeMap<DomId, Arc<Domain>>>,
 }
 
 impl std::fmt::Debug for Hypervisor {
@@ -306,7 +306,7 @@ impl Caller<'_> {
     /// How an entry of the caller's table is used; none beyond the table.
     pub fn pin(&self, reference: GrantRef) -> Option<Pin> {
         let table = self.domain.table();
-        let pin = table.active(reference)?.pin;
+        let pin = table.records().get(reference)?.pin;
         Some(pin)
     }
 

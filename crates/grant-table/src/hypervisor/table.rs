@@ -3,7 +3,7 @@
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::active::{Active, Pin};
+use super::active::{Active, Pin, STRIPE, Stripe};
 use crate::frame::Frame;
 use crate::guest::Access;
 use crate::spec::grant::{EntryFlags, GrantRef, Header, RESERVED_ENTRIES, Refusal};
@@ -24,7 +24,7 @@ pub(super) enum Use {
 #[derive(Debug)]
 pub(super) struct Table {
     entries: EntryTable,
-    active: Vec<Mutex<Active>>,
+    active: Vec<Mutex<Stripe>>,
     max_frames: usize,
 }
 
@@ -59,8 +59,8 @@ impl Table {
         let statuses = extend(self.entries.statuses(), version.status_frames(count));
         self.entries = EntryTable::new(version, frames, statuses);
         let entries = usize::try_from(self.entries.entries()).unwrap_or(0);
-        self.active
-            .resize_with(entries.max(self.active.len()), Mutex::default);
+        let stripes = entries.div_ceil(STRIPE).max(self.active.len());
+        self.active.resize_with(stripes, Mutex::default);
     }
 
     /// Grows the table to `count` frames if it has fewer.
@@ -74,13 +74,12 @@ impl Table {
         Ok(())
     }
 
-    /// The entry's record, locked; none for a reference beyond the table.
-    pub(super) fn active(&self, reference: GrantRef) -> Option<MutexGuard<'_, Active>> {
-        if reference.0 >= self.entries.entries() {
-            return None;
+    /// The entries' records, none of them locked.
+    pub(super) fn records(&self) -> Records<'_> {
+        Records {
+            table: self,
+            locked: None,
         }
-        let active = self.active.get(usize::try_from(reference.0).ok()?)?;
-        Some(active.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn header(&self, reference: GrantRef) -> Option<Header> {
@@ -237,10 +236,12 @@ impl Table {
 
     /// How many entries are in use, from `first` on.
     pub(super) fn pinned(&self, first: u32) -> usize {
-        let entries = first..self.entries.entries();
-        entries
-            .filter_map(|reference| self.active(GrantRef(reference)))
-            .filter(|active| !active.pin.is_free())
+        let mut records = self.records();
+        (first..self.entries.entries())
+            .filter(|&reference| {
+                let active = records.get(GrantRef(reference));
+                active.is_some_and(|active| !active.pin.is_free())
+            })
             .count()
     }
 
@@ -307,14 +308,44 @@ impl Table {
 
     /// Swaps two entries that are not in use.
     pub(super) fn swap(&mut self, a: GrantRef, b: GrantRef) -> Result<(), Refusal> {
+        let mut records = self.records();
         for reference in [a, b] {
-            let active = self.active(reference).ok_or(Refusal::BadGrantRef)?;
+            let active = records.get(reference).ok_or(Refusal::BadGrantRef)?;
             if a != b && !active.pin.is_free() {
                 return Err(Refusal::TryAgain);
             }
         }
         self.entries.swap(a, b);
         Ok(())
+    }
+}
+
+/// The records of a table's entries, of which one stripe at a time is locked.
+pub(super) struct Records<'t> {
+    table: &'t Table,
+    locked: Option<(usize, MutexGuard<'t, Stripe>)>,
+}
+
+impl Records<'_> {
+    /// An entry's record, which stays locked until another stripe's is asked for; none for a reference beyond the table.
+    pub(super) fn get(&mut self, reference: GrantRef) -> Option<&mut Active> {
+        if reference.0 >= self.table.entries.entries() {
+            return None;
+        }
+        let index = usize::try_from(reference.0).ok()?;
+        let (stripe, within) = (index / STRIPE, index % STRIPE);
+        if self
+            .locked
+            .as_ref()
+            .is_none_or(|(locked, _)| *locked != stripe)
+        {
+            // Never two.
+            self.locked = None;
+            let mutex = self.table.active.get(stripe)?;
+            let guard = mutex.lock().unwrap_or_else(PoisonError::into_inner);
+            self.locked = Some((stripe, guard));
+        }
+        self.locked.as_mut()?.1.get_mut(within)
     }
 }
 

@@ -29,9 +29,10 @@ impl Caller<'_> {
     /// Commits the entry; where its domain wants the frame.
     fn commit(&self, taker: &Domain, op: &Transfer) -> Option<u64> {
         let table = taker.table();
-        let active = table.active(op.reference)?;
+        let mut records = table.records();
+        records.get(op.reference)?;
         table.commit_transfer(op.reference, self.domain.id).ok()?;
-        drop(active);
+        drop(records);
         table.entries().frame(op.reference)
     }
 }
