@@ -13,26 +13,33 @@ use crate::workspace;
 
 /// One of criterion's benchmarks.
 #[derive(Debug, Serialize)]
-struct Benchmark {
-    name: String,
-    median_ns: f64,
+pub(super) struct Benchmark {
+    pub(super) name: String,
+    /// Of an iteration, however much it does.
+    pub(super) median_ns: f64,
 }
 
-/// Runs the bench targets of all crates.
-pub fn measure(_: &Progress) -> Result<Section> {
+/// Runs bench targets, which `which` selects, and collects what they measured.
+pub(super) fn run(which: &[&str]) -> Result<Vec<Benchmark>> {
     let results = workspace::target()?.join("criterion");
     if results.exists() {
         fs::remove_dir_all(&results)?;
     }
-    // The bench targets alone: the libraries have none, and would not take criterion's options.
     let mut bench = workspace::cargo()?;
-    bench.args(["bench", "--workspace", "--bench", "*", "--"]);
+    bench.arg("bench").args(which).arg("--");
     process::run(bench.args(["--warm-up-time", "0.5", "--measurement-time", "1"]))?;
     let mut benchmarks = Vec::new();
     if results.exists() {
         collect(&results, &mut benchmarks)?;
     }
     benchmarks.sort_by(|a: &Benchmark, b| a.name.cmp(&b.name));
+    Ok(benchmarks)
+}
+
+/// Runs the bench targets of all crates.
+pub fn measure(_: &Progress) -> Result<Section> {
+    // The bench targets alone: the libraries have none, and would not take criterion's options.
+    let benchmarks = run(&["--workspace", "--bench", "*"])?;
     let mut text = String::from("## The crates\n\n| benchmark | median |\n|---|---:|\n");
     for Benchmark { name, median_ns } in &benchmarks {
         // Types with parameters are no tags of HTML.

@@ -2,6 +2,7 @@
 
 mod boots;
 mod criterion;
+mod grant;
 mod iommu;
 mod ringtest;
 mod vhost;
@@ -21,6 +22,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("ringtest", ringtest::measure),
     ("vhost", vhost::measure),
     ("iommu", iommu::measure),
+    ("grant", grant::measure),
     ("boots", boots::measure),
 ];
 
@@ -29,7 +31,7 @@ type Measure = fn(&Progress) -> Result<Section>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Only these sections (criterion, ringtest, vhost, iommu, boots, …); the book's page is written by a run of all alone
+    /// Only these sections (criterion, ringtest, vhost, iommu, grant, boots, …); the book's page is written by a run of all alone
     #[arg(value_name = "SECTION")]
     only: Vec<String>,
 }
