@@ -41,7 +41,7 @@ pub struct RegionReport {
     pub times: Times,
 }
 
-/// A distribution of times in nanoseconds. Quantiles are exact to 1 %.
+/// A distribution of times in nanoseconds. Quantiles are exact to 4 %.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// Sum.
@@ -78,10 +78,10 @@ pub struct Meter {
 }
 
 /// Times below two to the power of this, in nanoseconds (17 s), count as what they are, longer ones as the longest of these. Bounds
-/// the memory of a histogram.
+/// the memory of a histogram, with the power below: 8 KiB.
 const MAX_VALUE_POWER: u8 = 34;
 /// A bucket is not wider than its start over two to the power of this.
-const GROUPING_POWER: u8 = 7;
+const GROUPING_POWER: u8 = 5;
 
 type Accounts = BTreeMap<RegionId, Account>;
 
