@@ -346,6 +346,7 @@ fn a_broken_ring_is_reported() {
     ));
 }
 
+/// XSA-396: a front end does not trust its back end either.
 #[test]
 fn answers_that_nobody_asked_for_are_refused() {
     let pages = vec![Frame::allocate()];

@@ -13,7 +13,8 @@ use grant_table::guest::{Access, GrantError};
 use grant_table::hypervisor::{Destruction, DomainConfig, Pin};
 use grant_table::spec::DomId;
 use grant_table::spec::grant::{
-    EntryFlags, GrantRef, MapFlags, MapGrantRef, Refusal, UnmapAndReplace, UnmapGrantRef,
+    CopyFlags, EntryFlags, GrantRef, MapFlags, MapGrantRef, Refusal, Transfer, UnmapAndReplace,
+    UnmapGrantRef,
 };
 use support::*;
 
@@ -356,4 +357,61 @@ fn a_domain_that_goes_lets_go_of_others() {
     }];
     caller.map(&mut op);
     assert_eq!(op[0].status, status(Refusal::General));
+}
+
+/// Xen looks for the granter, and for who gets a frame, among the domains that have identifiers of their own
+/// (`xen/common/grant_table.c`, `rcu_lock_domain_by_id`): "self" is none there, as it is one for copies and questions.
+#[test]
+fn self_is_no_granter_and_gets_no_frames() {
+    let world = World::new();
+    let grants = world.grants(0);
+    let reference = grants.allocate().unwrap();
+    grants
+        .grant(reference, DomId(0), 3, Access::ReadWrite)
+        .unwrap();
+    let caller = world.caller(0);
+    let map = |domain| {
+        let mut op = [MapGrantRef {
+            host_address: FREE,
+            flags: WRITE,
+            reference,
+            domain,
+            ..MapGrantRef::default()
+        }];
+        caller.map(&mut op);
+        op[0].status
+    };
+    assert_eq!(map(DomId::SELF), status(Refusal::BadDomain));
+    // By its number it may map its own grant.
+    assert_eq!(map(DomId(0)), 0);
+    let own = own(1, 0);
+    let read = world.copy(
+        0,
+        side(DomId::SELF.0, reference.0, 0),
+        own,
+        8,
+        CopyFlags::SOURCE_REF,
+    );
+    assert_eq!(read, 0);
+
+    let offer = grants.allocate().unwrap();
+    grants.accept_transfer(offer, DomId(0), OWN + 1).unwrap();
+    let transfer = |frame, domain| {
+        let mut op = [Transfer {
+            frame,
+            domain,
+            reference: offer,
+            ..Transfer::default()
+        }];
+        caller.transfer(&mut op);
+        op[0].status
+    };
+    assert_eq!(transfer(4, DomId::SELF), status(Refusal::BadDomain));
+    assert_eq!(
+        transfer(4, DomId(0)),
+        status(Refusal::BadPage),
+        "it is gone"
+    );
+    assert_eq!(transfer(5, DomId(0)), 0);
+    assert_eq!(grants.end_transfer(offer), Ok(Some(OWN + 1)));
 }

@@ -1,6 +1,6 @@
 //! References that are free: a lock-free stack of indices.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// The end of the stack.
 const END: u32 = u32::MAX;

@@ -4,10 +4,11 @@
 
 mod free_list;
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use crate::spec::DomId;
 use crate::spec::grant::{EntryFlags, GrantRef, Header, RESERVED_ENTRIES};
+use crate::statuses;
 use crate::table::{EntryTable, Transitive};
 use free_list::FreeList;
 
@@ -201,10 +202,8 @@ impl Grants {
     pub fn end(&self, reference: GrantRef) -> Result<(), GrantError> {
         let word = self.word(reference)?;
         if let Some(status) = self.table.status(reference) {
-            word.store(0, Ordering::Relaxed);
-            fence(Ordering::SeqCst);
-            let used = EntryFlags::from_bits_retain(status.load(Ordering::Acquire))
-                .intersects(EntryFlags::IN_USE);
+            let status = EntryFlags::from_bits_retain(statuses::end(word, status));
+            let used = status.intersects(EntryFlags::IN_USE);
             return if used {
                 Err(GrantError::InUse(reference))
             } else {

@@ -1,6 +1,6 @@
 //! A domain's grant table: the shared entries, and those in use.
 
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::active::{Active, Pin, STRIPE, Stripe};
@@ -8,6 +8,7 @@ use crate::frame::Frame;
 use crate::guest::Access;
 use crate::spec::grant::{EntryFlags, GrantRef, Header, RESERVED_ENTRIES, Refusal};
 use crate::spec::{DomId, Errno};
+use crate::statuses;
 use crate::table::{EntryTable, Version};
 
 /// How often a header that the guest keeps changing is tried.
@@ -155,10 +156,7 @@ impl Table {
         if !allows(Header::from_word(word.load(Ordering::Acquire))) {
             return Err(Refusal::General);
         }
-        status.fetch_or(marks(access).bits(), Ordering::SeqCst);
-        // A guest that ends the grant changes the header first and looks at the status then.
-        fence(Ordering::SeqCst);
-        let header = Header::from_word(word.load(Ordering::Acquire));
+        let header = Header::from_word(statuses::mark(word, status, marks(access).bits()));
         if !allows(header) {
             self.unmark(reference, pin, access);
             return Err(Refusal::General);
@@ -186,7 +184,7 @@ impl Table {
             }
             Version::V2 => {
                 if let Some(status) = self.entries.status(reference) {
-                    status.fetch_and(!gone.bits(), Ordering::Release);
+                    statuses::unmark(status, gone.bits());
                 }
             }
         }

@@ -5,8 +5,9 @@
 
 mod back;
 mod front;
+mod notification;
 
-use std::sync::atomic::{AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use back::Back;
 pub use front::Front;
@@ -76,21 +77,14 @@ impl Slots {
 
     /// Makes what was written visible and tells whether the other end wants to know.
     fn publish(&self, produced: usize, event: usize, value: u32) -> bool {
-        let old = self.load(produced);
-        self.store(produced, value);
-        fence(Ordering::SeqCst);
-        let event = self.load(event);
-        value.wrapping_sub(event) < value.wrapping_sub(old)
+        let words = self.index(produced).zip(self.index(event));
+        words.is_some_and(|(produced, event)| notification::publish(produced, event, value))
     }
 
     /// Asks to be notified of the one after `consumed`; whether it is there already.
     fn finish(&self, produced: usize, event: usize, consumed: u32) -> bool {
-        if self.load(produced) != consumed {
-            return true;
-        }
-        self.store(event, consumed.wrapping_add(1));
-        fence(Ordering::SeqCst);
-        self.load(produced) != consumed
+        let words = self.index(produced).zip(self.index(event));
+        words.is_some_and(|(produced, event)| notification::finish(produced, event, consumed))
     }
 
     /// Calls `part` with each page that a slot lies in: the page, where in it, and which bytes of the slot.
