@@ -270,6 +270,8 @@ fn a_model_that_is_missing_wrong_or_unsafe() {
     let words = "card.vpio is unsafe: transfer `send` runs unchecked after write START";
     assert!(said().contains(words), "{}", said());
     assert_eq!(run().status.code(), Some(1));
-    let wrong = vmm(&["run", "--kernel", &kernel, "--vpio", "01:00.0"]);
-    assert_eq!(wrong.status.code(), Some(2));
+    for wrong in ["01:00.0", "01:00.0,model=", "socket=", "socket"] {
+        let wrong = vmm(&["run", "--kernel", &kernel, "--vpio", wrong]);
+        assert_eq!(wrong.status.code(), Some(2));
+    }
 }

@@ -88,8 +88,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "BDF[,BDF...]", value_delimiter = ',')]
     pub(super) vfio: Vec<PciAddress>,
 
-    /// The same for a function that the guest only drives as a model of the device allows, which is checked first (`vpio check`); for devices that reach memory in ways that an IOMMU does not tell apart, or that several are to share. May be repeated
-    #[arg(long, value_name = "BDF,model=FILE", value_parser = vpio)]
+    /// The same for a function that the guest only drives as a model of the device allows, which is checked first (`vpio check`); for devices that reach memory in ways that an IOMMU does not tell apart. With `socket=PATH`, one that the guests of other processes have as well, by turns: the socket is that of `vpio serve`. May be repeated
+    #[arg(long, value_name = "BDF,model=FILE|socket=PATH", value_parser = vpio)]
     pub(super) vpio: Vec<VpioArg>,
 
     /// Virtio console (hvc0 in Linux): on the terminal, or printing to a file
@@ -193,20 +193,28 @@ fn net(text: &str) -> Result<NetArg, String> {
     })
 }
 
-/// A function of the host, and the file with its model.
+/// A function that the guest drives as far as a model allows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct VpioArg {
-    pub(super) address: PciAddress,
-    pub(super) model: PathBuf,
+pub(super) enum VpioArg {
+    /// One of the host's, and the file with its model.
+    Own { address: PciAddress, model: PathBuf },
+    /// One that an arbiter shares at a socket.
+    Shared(PathBuf),
 }
 
 fn vpio(text: &str) -> Result<VpioArg, String> {
+    if let Some(socket) = text.strip_prefix("socket=") {
+        return match socket {
+            "" => Err("the path of the socket is missing".to_owned()),
+            path => Ok(VpioArg::Shared(path.into())),
+        };
+    }
     let parts = text.split_once(",model=");
-    let (address, model) = parts.ok_or("expected BDF,model=FILE")?;
+    let (address, model) = parts.ok_or("expected BDF,model=FILE or socket=PATH")?;
     if model.is_empty() {
         return Err("the name of the model is missing".to_owned());
     }
-    Ok(VpioArg {
+    Ok(VpioArg::Own {
         address: address.parse().map_err(|error| format!("{error}"))?,
         model: model.into(),
     })

@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 use virtio_devices::console::Port;
 use virtio_devices::net::{MacAddress, Tap, TapError};
 
-use super::args::{ConsoleArg, IommuArg, NetArg, RunArgs};
+use super::args::{ConsoleArg, IommuArg, NetArg, RunArgs, VpioArg};
 use super::report;
 use super::status;
 use super::terminal::RawMode;
@@ -137,11 +137,11 @@ impl Kept {
             })?),
             None => None,
         };
-        let modelled = args
-            .vpio
-            .iter()
-            .map(|arg| ModelledFunction::new(arg.address, &arg.model))
-            .collect::<Result<_, VpioError>>()?;
+        let modelled = args.vpio.iter().filter_map(|arg| match arg {
+            VpioArg::Own { address, model } => Some(ModelledFunction::new(*address, model)),
+            VpioArg::Shared(_) => None,
+        });
+        let modelled = modelled.collect::<Result<_, VpioError>>()?;
         Ok(Self {
             nics,
             modelled,
@@ -179,6 +179,10 @@ impl Kept {
             console = console.map(|port| port.input(reader));
             keys = Some(writer);
         }
+        let shared = args.vpio.iter().filter_map(|arg| match arg {
+            VpioArg::Own { .. } => None,
+            VpioArg::Shared(socket) => Some(socket.clone()),
+        });
         let config = Config {
             cpus: args.cpus,
             memory: args.memory,
@@ -191,6 +195,7 @@ impl Kept {
                 emulated: args.devices.iter().copied().map(Into::into).collect(),
                 assigned: args.vfio.clone(),
                 modelled: self.modelled.clone(),
+                shared: shared.collect(),
             },
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sriov_vfio::sysfs::PciAddress;
@@ -50,6 +51,8 @@ pub struct Peripherals {
     pub assigned: Vec<PciAddress>,
     /// The same, behind models.
     pub modelled: Vec<ModelledFunction>,
+    /// Sockets at which arbiters share such functions with other guests (`vpio serve`). They map the guest's memory.
+    pub shared: Vec<PathBuf>,
 }
 
 impl Peripherals {
@@ -63,6 +66,7 @@ impl Peripherals {
             emulated: _,
             assigned: _,
             modelled: _,
+            shared: _,
         } = self;
         let console = usize::from(console.is_some());
         let count = disks.len() + nics.len() + vhost_user.len() + console + 1;
@@ -98,6 +102,7 @@ impl<A: DmaView> Devices<A> {
             emulated,
             assigned: _,
             modelled: _,
+            shared: _,
         } = peripherals;
         for (device, index) in emulated.into_iter().zip(0u8..) {
             device.attach(index, &views, board)?;

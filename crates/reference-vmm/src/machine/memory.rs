@@ -2,7 +2,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
 use vm_memory::{FileOffset, GuestMemoryMmap};
 
 use super::layout::Layout;
@@ -21,12 +21,15 @@ pub enum MemoryError {
     Map(#[from] vm_memory::mmap::FromRangesError),
 }
 
-/// Maps RAM for `layout`, not populated, so that it costs what the guest touches: private, or `shared` by a file for other processes to map.
+/// Maps RAM for `layout`, not populated, so that it costs what the guest touches: private, or `shared` by a file for other processes to map,
+/// which rely on it that it never gets shorter.
 pub(super) fn map(layout: &Layout, shared: bool) -> Result<Memory, MemoryError> {
     let ram = layout.ram();
     let file = if shared {
-        let file = File::from(memfd_create("guest", MemfdFlags::CLOEXEC).map_err(io::Error::from)?);
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let file = File::from(memfd_create("guest", flags).map_err(io::Error::from)?);
         file.set_len(ram.iter().map(|(_, size)| size).sum())?;
+        fcntl_add_seals(&file, SealFlags::SHRINK).map_err(io::Error::from)?;
         Some(Arc::new(file))
     } else {
         None

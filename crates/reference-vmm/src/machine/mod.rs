@@ -185,7 +185,7 @@ impl Machine {
                 return Err(VhostUserError::Iommu.into());
             }
         }
-        let memory = memory::map(&layout, shared)?;
+        let memory = memory::map(&layout, shared || !config.peripherals.shared.is_empty())?;
         let irqchip = config.iommu.map_or(Irqchip::Full, Iommu::irqchip);
         let vm = Vm::new(&kvm, memory.clone(), irqchip)?;
         let mut translation = config
@@ -202,9 +202,14 @@ impl Machine {
             bus.set_accounting(config.timed)?;
         }
 
+        let Peripherals {
+            assigned,
+            modelled,
+            shared,
+            ..
+        } = &config.peripherals;
         let assigned = Assigned::attach(
-            &config.peripherals.assigned,
-            &config.peripherals.modelled,
+            (assigned, modelled, shared),
             &vm,
             &board,
             translation.as_ref(),

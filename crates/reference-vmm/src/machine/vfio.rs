@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use iommu_emul::shadow::Shadow;
@@ -95,10 +96,9 @@ pub(super) struct Assigned {
 
 impl Assigned {
     /// Takes the functions from the host, lets them reach the guest's memory, or what `translation` maps of it, and puts them on bus 0:
-    /// those at `addresses`, and those that are behind models.
+    /// those at `addresses`, those that are behind models, and those that arbiters share at sockets.
     pub(super) fn attach(
-        addresses: &[PciAddress],
-        modelled: &[ModelledFunction],
+        (addresses, modelled, shared): (&[PciAddress], &[ModelledFunction], &[PathBuf]),
         vm: &Vm,
         board: &Motherboard,
         translation: Option<&Translation>,
@@ -111,12 +111,25 @@ impl Assigned {
             _watch: None,
         };
         let mut notices = Vec::new();
+        for (index, socket) in shared.iter().enumerate() {
+            if translation.is_some() {
+                return Err(VpioError::SharedIommu(socket.clone()).into());
+            }
+            let behind = Behind::join(socket, vm.memory(), &board.stop)?;
+            let (address, index) = (behind.address(), addresses.len() + modelled.len() + index);
+            let function = show(behind.device(), None, address, vm, board)?;
+            notices.extend(assigned.put(function, index, address, board)?);
+            assigned.behind.push(behind);
+        }
         if addresses.is_empty() && modelled.is_empty() {
+            if !notices.is_empty() {
+                assigned._watch = Some(Watch::spawn("vfio", notices).map_err(MachineError::Host)?);
+            }
             return Ok(assigned);
         }
         let kvm = kvm_device(vm)?;
         let container = || Container::new(Some(kvm.clone())).map_err(VfioError::from);
-        let shared = container()?;
+        let together = container()?;
         let plain = addresses.iter().map(|address| (*address, None));
         let modelled = modelled
             .iter()
@@ -128,16 +141,15 @@ impl Assigned {
             if all.iter().take(index).any(|(other, _)| *other == address) {
                 return Err(VfioError::Twice(address).into());
             }
-            let number = FIRST.saturating_sub(u8::try_from(index).unwrap_or(u8::MAX));
-            let devfn = RequesterId::devfn_of(number, 0);
+            let devfn = RequesterId::devfn_of(number_of(index), 0);
             let function = match (translation, model) {
-                (None, None) => show(open(&shared, address)?, address, vm, board)?,
+                (None, None) => taken(&together, address, vm, board)?,
                 (None, Some(model)) => {
                     // An address space of its own: no other function reaches the copies of its descriptors.
                     let own = container()?;
                     let device = open(&own, address)?;
                     let behind = Behind::new(model, device, &*own, vm.memory(), &board.stop)?;
-                    let function = show(behind.device(), address, vm, board)?;
+                    let function = show(behind.device(), identity(address)?, address, vm, board)?;
                     assigned.behind.push(behind);
                     function
                 }
@@ -145,7 +157,7 @@ impl Assigned {
                 (Some(Translation::Vtd(vtd)), None) => {
                     // An address space of its own, as the guest may map something else for each.
                     let own = container()?;
-                    let function = show(open(&own, address)?, address, vm, board)?;
+                    let function = taken(&own, address, vm, board)?;
                     let iommu = VfioIommu::new(own, vm.memory().clone());
                     let shadow = vtd.shadow(RequesterId::new(0, devfn), iommu);
                     if shadow.counts().refused != 0 {
@@ -156,22 +168,34 @@ impl Assigned {
                 }
                 (Some(Translation::Virtio(_)), None) => return Err(VfioError::Iommu.into()),
             };
-            let bus = board.root.bus();
-            bus.insert(devfn, function.clone())
-                .map_err(RootError::from)?;
-            assigned
-                .pins
-                .extend(connect_pin(address, number, &function, board)?);
-            notices.extend(connect_notices(address, &function, &board.stop)?);
-            assigned.functions.push(function);
+            notices.extend(assigned.put(function, index, address, board)?);
         }
         if translation.is_none() && !addresses.is_empty() {
             // VFIO has an address space once it has a function.
-            map_guest_memory(&*shared, vm.memory()).map_err(VfioError::from)?;
+            map_guest_memory(&*together, vm.memory()).map_err(VfioError::from)?;
         }
         let watch = Watch::spawn("vfio", notices).map_err(MachineError::Host)?;
         assigned._watch = Some(watch);
         Ok(assigned)
+    }
+
+    /// Puts a function on bus 0, the `index`th of all. What is to be watched.
+    fn put(
+        &mut self,
+        function: Arc<AssignedFunction>,
+        index: usize,
+        address: PciAddress,
+        board: &Motherboard,
+    ) -> Result<Vec<Action>, MachineError> {
+        let number = number_of(index);
+        let (bus, devfn) = (board.root.bus(), RequesterId::devfn_of(number, 0));
+        bus.insert(devfn, function.clone())
+            .map_err(RootError::from)?;
+        self.pins
+            .extend(connect_pin(address, number, &function, board)?);
+        let notices = connect_notices(address, &function, &board.stop)?;
+        self.functions.push(function);
+        Ok(notices)
     }
 
     /// Resets the functions: on return no DMA is in flight.
@@ -185,6 +209,11 @@ impl Assigned {
     pub(super) fn used(&self) -> Vec<ModelledUse> {
         self.behind.iter().map(Behind::used).collect()
     }
+}
+
+/// Device number of the `index`th of all on bus 0.
+fn number_of(index: usize) -> u8 {
+    FIRST.saturating_sub(u8::try_from(index).unwrap_or(u8::MAX))
 }
 
 /// Whether each of the functions that have an address space of their own is in a group of its own.
@@ -211,16 +240,33 @@ fn open(container: &Arc<Container>, address: PciAddress) -> Result<Arc<dyn VfioD
     Ok(container.open(&Sysfs::default(), address)?)
 }
 
-/// Makes a function of `device`, which is the host's at `address`, and shows its BARs.
-fn show(
-    device: Arc<dyn VfioDevice>,
+/// Takes a function from the host and shows its BARs.
+fn taken(
+    container: &Arc<Container>,
     address: PciAddress,
     vm: &Vm,
     board: &Motherboard,
 ) -> Result<Arc<AssignedFunction>, VfioError> {
+    let device = open(container, address)?;
+    show(device, identity(address)?, address, vm, board)
+}
+
+/// What the host takes a function for: a virtual one does not say it itself.
+fn identity(address: PciAddress) -> Result<Option<(u16, u16)>, VfioError> {
     let known = Sysfs::default().function(address)?;
+    Ok(Some((known.vendor, known.device)))
+}
+
+/// Makes a function of `device`, which a host has at `address`, and shows its BARs.
+fn show(
+    device: Arc<dyn VfioDevice>,
+    identity: Option<(u16, u16)>,
+    address: PciAddress,
+    vm: &Vm,
+    board: &Motherboard,
+) -> Result<Arc<AssignedFunction>, VfioError> {
     let policy = Policy {
-        identity: Some((known.vendor, known.device)),
+        identity,
         intx: true,
         ..Policy::default()
     };

@@ -12,6 +12,7 @@ use vpio_model::check::Finding;
 use vpio_model::engine::{At, Denied};
 use vpio_model::language::{Access, LanguageError, Policy};
 use vpio_model::model::Model;
+use vpio_model::serve::{Remote, RemoteError};
 use vpio_model::vfio::{Counts, GuestDma, GuestDmaError, Modelled, ModelledError};
 
 use super::Memory;
@@ -57,6 +58,25 @@ pub enum VpioError {
     /// Its DMA would pass by the IOMMU.
     #[error("{0}: a function with a model cannot be behind `--iommu`")]
     Iommu(PciAddress),
+    /// The same of one that is shared.
+    #[error("{0}: a shared function cannot be behind `--iommu`")]
+    SharedIommu(PathBuf),
+    /// It is not shared with this guest.
+    #[error("{socket}: {source}")]
+    Shared {
+        /// Where it is shared.
+        socket: PathBuf,
+        /// Why.
+        source: RemoteError,
+    },
+    /// The arbiter says nothing that names a function.
+    #[error("{socket}: the arbiter shares something called {name:?}")]
+    Name {
+        /// Where it is shared.
+        socket: PathBuf,
+        /// What it says.
+        name: String,
+    },
     /// The guest's memory, or memory for copies of descriptors, was not mapped for it.
     #[error("{function}: {source}")]
     Memory {
@@ -151,7 +171,8 @@ impl fmt::Display for Denial {
 pub(super) struct Behind {
     address: PciAddress,
     name: String,
-    device: Arc<Modelled<GuestDma>>,
+    device: Arc<dyn VfioDevice>,
+    counts: Box<dyn Fn() -> Counts + Send + Sync>,
     denials: Arc<Denials>,
 }
 
@@ -166,11 +187,7 @@ impl Behind {
     ) -> Result<Self, VpioError> {
         let ModelledFunction { address, model } = function;
         let (address, name) = (*address, model.name().to_owned());
-        let denials = Arc::new(Denials {
-            function: address,
-            stop: Arc::clone(stop),
-            reasons: Mutex::default(),
-        });
+        let denials = Denials::new(address.to_string(), stop);
         let dma = GuestDma::map(space, Arc::clone(memory), COPIES, model.shadow_bytes());
         let dma = dma.map_err(|source| VpioError::Memory {
             function: address,
@@ -182,12 +199,46 @@ impl Behind {
             function: address,
             source,
         })?;
+        let device = Arc::new(device);
+        let counted = Arc::clone(&device);
         Ok(Self {
             address,
             name,
-            device: Arc::new(device),
+            device,
+            counts: Box::new(move || counted.counts()),
             denials,
         })
+    }
+
+    /// Takes part in a function that an arbiter shares at `socket`, which maps the guest's memory.
+    pub(super) fn join(
+        socket: &Path,
+        memory: &Memory,
+        stop: &Arc<StopSwitch>,
+    ) -> Result<Self, VpioError> {
+        let denials = Denials::new(socket.display().to_string(), stop);
+        let device = Remote::connect(socket, memory, denials.clone());
+        let device = Arc::new(device.map_err(|source| VpioError::Shared {
+            socket: socket.to_owned(),
+            source,
+        })?);
+        let address = device.address().parse().map_err(|_| VpioError::Name {
+            socket: socket.to_owned(),
+            name: device.address().to_owned(),
+        })?;
+        let counted = Arc::clone(&device);
+        Ok(Self {
+            address,
+            name: device.model().to_owned(),
+            device,
+            counts: Box::new(move || counted.counts()),
+            denials,
+        })
+    }
+
+    /// Where a machine has it: this one, or the arbiter's.
+    pub(super) fn address(&self) -> PciAddress {
+        self.address
     }
 
     /// The function, to be put on a bus.
@@ -200,7 +251,7 @@ impl Behind {
         ModelledUse {
             function: self.address,
             model: self.name.clone(),
-            counts: self.device.counts(),
+            counts: (self.counts)(),
             denials: self.denials.reasons().clone(),
         }
     }
@@ -208,13 +259,22 @@ impl Behind {
 
 /// Counts why accesses were denied, and does what a model wants beyond the device.
 struct Denials {
-    function: PciAddress,
+    /// What the function is called.
+    function: String,
     stop: Arc<StopSwitch>,
     /// As many as the model has.
     reasons: Mutex<BTreeMap<Arc<str>, Denial>>,
 }
 
 impl Denials {
+    fn new(function: String, stop: &Arc<StopSwitch>) -> Arc<Self> {
+        Arc::new(Self {
+            function,
+            stop: Arc::clone(stop),
+            reasons: Mutex::default(),
+        })
+    }
+
     fn reasons(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Denial>> {
         self.reasons.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -231,7 +291,7 @@ impl DenialSink for Denials {
         let denial = reasons.entry(denied.reason.clone()).or_insert(first);
         denial.count = denial.count.saturating_add(1);
         if denied.policy == Policy::MachineCheck {
-            let (function, offset) = (self.function, at.offset);
+            let (function, offset) = (&self.function, at.offset);
             let why = format!("{function}: access to {offset:#x}: {denied}");
             self.stop.throw(Stop::Host(why));
         }
