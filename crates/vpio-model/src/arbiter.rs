@@ -90,7 +90,8 @@ pub struct Arbiter<D, P> {
     waiting: VecDeque<(GuestId, u64)>,
     /// Accesses of the owner that are under way.
     inside: u64,
-    since: u64,
+    /// When the owner's turn began: at the first tick after the device was made ready for it, which takes time of nobody's.
+    since: Option<u64>,
     now: u64,
     next: u64,
     counts: Counts,
@@ -107,7 +108,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
             owner: None,
             waiting: VecDeque::new(),
             inside: 0,
-            since: 0,
+            since: None,
             now: 0,
             next: 0,
             counts: Counts::default(),
@@ -266,6 +267,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
     /// It is `now`, which never goes back. Whoever waits for too long gets the device, and its owner a device that was reset.
     pub fn tick(&mut self, now: u64) {
         self.now = self.now.max(now);
+        self.since.get_or_insert(self.now);
         if let Some(owner) = self.owner
             && let Ok((engine, physical)) = self.parts(owner)
             && let Err(denied) = engine.timer(physical)
@@ -306,7 +308,11 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
         }
         match self.owner {
             None => self.give(false),
-            Some(owner) if self.now - self.since >= self.sharing.quantum => {
+            Some(owner)
+                if self
+                    .since
+                    .is_some_and(|since| self.now - since >= self.sharing.quantum) =>
+            {
                 let reusable = self
                     .parts(owner)
                     .is_ok_and(|(engine, physical)| engine.is_reusable(physical));
@@ -340,7 +346,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
         }
         guest.uses = true;
         self.owner = Some(next);
-        self.since = self.now;
+        self.since = None;
         guest.wake.wake();
     }
 }

@@ -54,6 +54,12 @@ fn fixture(text: &str, input: InputPolicy) -> Fixture {
 }
 
 impl Fixture {
+    /// It is so late, and a quantum before was a tick.
+    fn pass(&mut self, now: u64) {
+        self.arbiter.tick(now - 2);
+        self.arbiter.tick(now);
+    }
+
     /// Whether the guest had the device.
     fn write(&mut self, guest: usize, offset: u64, width: u8, value: u64) -> bool {
         let guest = self.guests[guest];
@@ -77,14 +83,14 @@ fn a_busy_device_keeps_its_owner() {
     let mut f = fixture(models::RTL8139, InputPolicy::Drop);
     assert!(f.write(0, 0x20, 4, 0x1000));
     assert!(f.write(0, 0x10, 4, 60));
-    f.arbiter.tick(10);
+    f.pass(10);
     assert!(!f.write(1, 0x20, 4, 0x3000), "the slot is being sent");
     assert_eq!(f.arbiter.owner(), Some(f.guests[0]));
     // Sent; the other slots were never used.
     for slot in 0..4 {
         f.card.set(0, 0x10 + 4 * slot, 0x2000);
     }
-    f.arbiter.tick(11);
+    f.pass(12);
     assert_eq!(f.arbiter.owner(), Some(f.guests[1]));
     assert_eq!(f.woken[1].load(Ordering::Relaxed), 1);
     assert!(f.write(1, 0x20, 4, 0x3000));
@@ -106,7 +112,7 @@ fn the_context_comes_back() {
     assert!(f.write(0, 0x44, 4, 0xf));
     let all_sent = |f: &Fixture| (0..4).for_each(|slot| f.card.set(0, 0x10 + 4 * slot, 0x2000));
     all_sent(&f);
-    f.arbiter.tick(10);
+    f.pass(10);
     assert!(f.write(1, 0x20, 4, 0x3000));
     assert_eq!(
         f.card.get(0, 0x44),
@@ -115,10 +121,25 @@ fn the_context_comes_back() {
     );
     all_sent(&f);
     assert!(!f.write(0, 0x10, 4, 60), "not before the quantum is over");
-    f.arbiter.tick(20);
+    f.pass(20);
     assert!(f.write(0, 0x3c, 2, 1));
     assert_eq!(f.card.get(0, 0x20), Some(0x1000_1000));
     assert_eq!(f.card.get(0, 0x44), Some(0xf));
+}
+
+/// To make a device ready for a guest can take longer than the guest then has it.
+#[test]
+fn the_time_that_a_switch_takes_is_nobodys() {
+    let mut f = fixture(models::PIIX_BMIDE, InputPolicy::Switch);
+    assert!(f.write(0, 4, 4, 0));
+    f.pass(10);
+    assert_eq!(f.arbiter.input(f.guests[1]), Input::Held);
+    assert_eq!(f.arbiter.owner(), Some(f.guests[1]));
+    f.arbiter.input(f.guests[0]);
+    f.arbiter.tick(50);
+    assert_eq!(f.arbiter.owner(), Some(f.guests[1]), "its turn begins now");
+    f.arbiter.tick(52);
+    assert_eq!(f.arbiter.owner(), Some(f.guests[0]));
 }
 
 /// An access under way is not overtaken.
@@ -127,9 +148,9 @@ fn no_switch_within_an_access() {
     let mut f = fixture(models::PIIX_BMIDE, InputPolicy::Drop);
     let [one, other] = f.guests;
     assert!(f.arbiter.enter(one));
-    f.arbiter.tick(1000);
+    f.pass(1000);
     assert!(!f.arbiter.enter(other));
-    f.arbiter.tick(3000);
+    f.pass(3000);
     assert_eq!(f.arbiter.owner(), Some(one));
     f.arbiter.leave(one);
     assert_eq!(f.arbiter.owner(), Some(other));
@@ -140,9 +161,9 @@ fn who_waits_too_long_gets_the_device_by_force() {
     let mut f = fixture(models::RTL8139, InputPolicy::Drop);
     assert!(f.write(0, 0x20, 4, 0x1000) && f.write(0, 0x10, 4, 60));
     assert!(!f.write(1, 0x20, 4, 0x3000));
-    f.arbiter.tick(99);
+    f.pass(99);
     assert_eq!(f.arbiter.owner(), Some(f.guests[0]));
-    f.arbiter.tick(100);
+    f.pass(100);
     assert_eq!(f.arbiter.owner(), Some(f.guests[1]));
     assert_eq!(f.card.get(0, 0x10), None, "the card was reset");
     assert_eq!(
@@ -169,7 +190,7 @@ fn input_goes_by_the_policy() {
         let [one, other] = f.guests;
         assert!(f.write(0, 4, 4, 0));
         assert_eq!(f.arbiter.input(one), Input::Deliver);
-        f.arbiter.tick(10);
+        f.pass(10);
         let expected = if policy == InputPolicy::Drop {
             Input::Dropped
         } else {

@@ -86,7 +86,10 @@ fn who_has_no_turn_is_suspended_until_it_has() {
         panic!("the other guest has the device");
     };
     assert!(suspension.eventfd().read().is_err());
-    shared.with(|arbiter| arbiter.tick(10));
+    shared.with(|arbiter| {
+        arbiter.tick(1);
+        arbiter.tick(11);
+    });
     assert_eq!(suspension.eventfd().read().unwrap(), 1);
     assert_eq!(vcpus[1].write(0xc004, &[0; 4]), Outcome::Done);
 }
