@@ -9,10 +9,12 @@
 
 mod support;
 
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use grant_table::guest::{Access, GrantError};
-use grant_table::hypervisor::Memory as _;
+use grant_table::frame::Frame;
+use grant_table::guest::{Access, GrantError, Grants};
+use grant_table::hypervisor::{DomainConfig, Frames, Hypervisor, Memory, Pages};
 use grant_table::spec::DomId;
 use grant_table::spec::grant::{Copy, CopyFlags, EntryFlags, GrantRef, MapGrantRef, Refusal};
 use grant_table::table::Transitive;
@@ -283,4 +285,79 @@ fn copies_in_both_directions_wait_for_nobody() {
     });
     world.assert_unused(0);
     world.assert_unused(1);
+}
+
+/// Memory that tells whose frames were lent.
+struct Lender {
+    id: u16,
+    pages: Pages,
+    lent: Arc<Mutex<Vec<u16>>>,
+}
+
+impl Memory for Lender {
+    fn frame(&self, number: u64) -> Option<(Frame, Access)> {
+        self.pages.frame(number)
+    }
+
+    fn frames(&self) -> Box<dyn Frames + '_> {
+        self.lent.lock().unwrap().push(self.id);
+        self.pages.frames()
+    }
+
+    fn map(&self, address: u64, frame: Frame, access: Access) -> Result<(), Refusal> {
+        self.pages.map(address, frame, access)
+    }
+
+    fn unmap(&self, address: u64, frame: u64, replacement: u64) -> Result<(), Refusal> {
+        self.pages.unmap(address, frame, replacement)
+    }
+
+    fn take(&self, number: u64) -> Result<Frame, Refusal> {
+        self.pages.take(number)
+    }
+
+    fn give(&self, frame: Frame, place: &mut dyn FnMut() -> Option<u64>) -> bool {
+        self.pages.give(frame, place)
+    }
+}
+
+/// What keeps the above from waiting: frames are lent in the order of the domains, whichever copies, and once for a batch.
+#[test]
+fn frames_are_lent_in_the_order_of_domains() {
+    let lent = Arc::new(Mutex::new(Vec::new()));
+    let hypervisor = Hypervisor::new();
+    for id in [0, 1] {
+        let memory = Lender {
+            id,
+            pages: Pages::new(4, 4, 4),
+            lent: Arc::clone(&lent),
+        };
+        hypervisor
+            .create(DomId(id), DomainConfig::default(), memory)
+            .unwrap();
+    }
+    let caller = |id| hypervisor.caller(DomId(id), 0).unwrap();
+    for (from, user) in [(0, 1), (1, 0)] {
+        let grants = Grants::new(caller(from).setup_table(DomId::SELF, 1).unwrap());
+        let reference = grants.allocate().unwrap();
+        grants
+            .grant(reference, DomId(user), 2, Access::ReadWrite)
+            .unwrap();
+        let (grant, own) = (side(from, reference.0, 0), own(1, 0));
+        for (source, dest, flags) in [
+            (grant, own, CopyFlags::SOURCE_REF),
+            (own, grant, CopyFlags::DEST_REF),
+        ] {
+            let mut batch = [Copy {
+                source,
+                dest,
+                length: 8,
+                flags: flags.bits(),
+                ..Copy::default()
+            }; 3];
+            caller(user).copy(&mut batch);
+            assert_eq!(batch.map(|op| op.status), [0; 3]);
+            assert_eq!(std::mem::take(&mut *lent.lock().unwrap()), [0, 1]);
+        }
+    }
 }
