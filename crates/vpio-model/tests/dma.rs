@@ -339,15 +339,23 @@ fn ne2000_stays_in_its_memory() {
     card.write(0, 1, 0x21).unwrap();
     program(&mut card, 0, 32);
     card.write(0, 1, 0x0a).unwrap();
-    program(&mut card, 0, 33);
-    card.write(0, 1, 0x0a).unwrap_err();
-    program(&mut card, 0xbff0, 16);
-    card.write(0, 1, 0x12).unwrap();
     program(&mut card, 0xbff0, 17);
-    card.write(0, 1, 0x12).unwrap_err();
+    card.write(0, 1, 0x12).unwrap();
+    // What is outside by its value alone: remote DMA, a packet to send, the next page of the ring.
+    for (offset, value) in [
+        (9, 0x3f),
+        (9, 0xc0),
+        (11, 0x80),
+        (4, 0x3f),
+        (4, 0xbb),
+        (6, 6),
+    ] {
+        card.write(offset, 1, value).unwrap_err();
+    }
     // The same offset in page 1 is a part of the address, and no part of the count.
     card.write(0, 1, 0x61).unwrap();
     card.write(10, 1, 0xff).unwrap();
+    card.write(7, 1, 0xc0).unwrap_err();
     card.write(0, 1, 0x21).unwrap();
     assert_eq!(card.state("rbcr"), 17);
     card.write(0, 1, 0xe1).unwrap_err();

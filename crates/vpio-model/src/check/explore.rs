@@ -1,14 +1,27 @@
-//! All that a guest and the device may do, what is new first.
+//! All that a guest and the device may do to a slice of the model, breadth first.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
+use super::demand::Demand;
 use super::samples::{self, MEMORY};
-use super::{Finding, Report, Transition};
+use super::slice::{Property, Slice};
+use super::{Finding, Transition};
 use crate::engine::{At, Rule, Translation};
 use crate::language::Access;
-use crate::model::program::{Frame, Host, Slot, Which};
-use crate::model::{Model, Sharing};
+use crate::model::Model;
+use crate::model::program::{Code, Frame, Host, Op, Slot, Which};
+
+/// What came of a slice.
+#[derive(Debug)]
+pub struct Explored {
+    /// How many states were reached.
+    pub states: usize,
+    /// Whether these are all that the tried values lead to.
+    pub complete: bool,
+    pub findings: Vec<Finding>,
+    pub transitions: BTreeSet<Transition>,
+}
 
 /// What can happen.
 struct Event {
@@ -17,13 +30,17 @@ struct Event {
     /// Where, if it is an access.
     access: Option<(Access, At)>,
     values: Vec<u64>,
-    peeks: Vec<u64>,
+    /// The registers that the rule looks at. Each shows all zeroes or all ones.
+    peeks: Vec<u16>,
 }
 
 /// A world that says what it is told to.
 #[derive(Default)]
 struct World {
-    peek: u64,
+    peeks: Vec<u16>,
+    /// Which of them show all ones.
+    shown: u32,
+    /// The last that was found to be within bounds, of each transfer.
     approved: Vec<Option<(u64, u64)>>,
 }
 
@@ -32,8 +49,15 @@ impl Host for World {
         Translation::Identity { size: MEMORY }.translate(address, length, access)
     }
 
-    fn peek(&mut self, _register: u16) -> u64 {
-        self.peek
+    fn peek(&mut self, register: u16) -> u64 {
+        let found = self.peeks.iter().zip(0..).find(|(r, _)| **r == register);
+        // Of too many, all show the same.
+        let at = found.map_or(0, |(_, at)| at);
+        if self.shown >> at & 1 == 0 {
+            0
+        } else {
+            u64::MAX
+        }
     }
 
     fn put(&mut self, _register: u16, _value: u64) {}
@@ -57,57 +81,55 @@ impl Host for World {
     }
 }
 
-/// The numbers that tell one state from another.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct State {
-    variables: Vec<u64>,
-    approved: Vec<Option<(u64, u64)>>,
+/// What tells one state from another: variables, as far as they matter, and which transfers would run on what was checked.
+type State = (Vec<u64>, Vec<bool>);
+
+/// An event in a state.
+#[derive(Clone, Copy)]
+struct Step {
+    from: usize,
+    event: usize,
+    value: u64,
 }
 
 struct Node {
     state: State,
-    /// How it was reached: from where, by which event, with which value.
-    parent: Option<(usize, usize, u64)>,
-    next: BTreeSet<usize>,
+    /// How it was reached; None at the start.
+    parent: Option<Step>,
+    next: Vec<usize>,
     reusable: bool,
-    expanded: bool,
 }
 
 struct Explorer<'a> {
+    slice: &'a Slice,
     model: &'a Model,
+    /// The variables, and their bits that matter.
+    live: Vec<(Slot, u64)>,
     events: Rc<[Event]>,
-    live: Vec<Slot>,
-    /// States that are to be looked into: first those with a number that no other had.
-    work: VecDeque<usize>,
-    seen: HashSet<(Slot, u64)>,
     nodes: Vec<Node>,
     known: HashMap<State, usize>,
-    unchecked: BTreeMap<usize, Vec<String>>,
+    unsafe_properties: BTreeMap<usize, Finding>,
     uncovered: BTreeMap<usize, Vec<String>>,
-    transitions: BTreeSet<Transition>,
+    /// Machine, state before, state after, event.
+    transitions: BTreeSet<(usize, u64, u64, usize)>,
     limit: usize,
     complete: bool,
 }
 
-pub fn explore(model: &Model, limit: usize) -> Report {
-    let live = model.live(Sharing::Shared);
-    let machines = model.machines.iter().map(|machine| machine.slot);
-    let live: BTreeSet<Slot> = model
-        .variables
-        .iter()
-        .map(|variable| variable.slot)
-        .filter(|slot| live.contains(slot))
-        .chain(machines)
-        .collect();
+/// Explores until there are `limit` states, or something is found that makes the model unsafe.
+pub fn explore(slice: &Slice, limit: usize) -> Explored {
+    let demand = Demand::of(slice);
+    let live = slice.variables.iter();
     let mut explorer = Explorer {
-        model,
-        events: events(model, &live).into(),
-        work: VecDeque::new(),
-        seen: HashSet::new(),
-        live: live.into_iter().collect(),
+        slice,
+        model: &slice.model,
+        live: live
+            .map(|slot| (*slot, demand.of_variable(*slot)))
+            .collect(),
+        events: events(slice, &demand).into(),
         nodes: Vec::new(),
         known: HashMap::new(),
-        unchecked: BTreeMap::new(),
+        unsafe_properties: BTreeMap::new(),
         uncovered: BTreeMap::new(),
         transitions: BTreeSet::new(),
         limit,
@@ -117,17 +139,27 @@ pub fn explore(model: &Model, limit: usize) -> Report {
     explorer.report()
 }
 
-/// All that matters of what can happen.
-fn events(model: &Model, live: &BTreeSet<Slot>) -> Vec<Event> {
+/// All of what can happen that the slice takes notice of.
+fn events(slice: &Slice, demand: &Demand) -> Vec<Event> {
+    let model = &slice.model;
+    let matters = |start: u16| {
+        model.rule_ops(start).any(|op| match op {
+            Op::Set { to, .. } => slice.variables.contains(to),
+            Op::Fetch { from, .. } => slice.variables.contains(from),
+            Op::Check { .. } | Op::Reset => true,
+            Op::Require { denial, .. } => {
+                let denial = model.denials.get(usize::from(*denial));
+                denial.is_some_and(|denial| denial.uncovered)
+            }
+            _ => false,
+        })
+    };
     let mut events = Vec::new();
     for register in &model.registers {
         for access in [Access::Read, Access::Write] {
-            let Some(start) = register.rule(access) else {
+            let Some(start) = register.rule(access).filter(|start| matters(*start)) else {
                 continue;
             };
-            if !model.may_matter(start, None, live) {
-                continue;
-            }
             let word = match access {
                 Access::Read => "read",
                 Access::Write => "write",
@@ -141,19 +173,21 @@ fn events(model: &Model, live: &BTreeSet<Slot>) -> Vec<Event> {
                 label: format!("{word} {}", register.name),
                 start,
                 access: Some((access, at)),
-                values: samples::values(model, start, register.width),
-                peeks: samples::peeks(model, start),
+                values: samples::values(model, demand, start, register.width),
+                peeks: samples::peeks(model, demand, start),
             });
         }
     }
     for (label, start) in [("interrupt", model.interrupt), ("timer", model.timer)] {
-        let Some(start) = start else { continue };
+        let Some(start) = start.filter(|start| matters(*start)) else {
+            continue;
+        };
         events.push(Event {
             label: label.to_owned(),
             start,
             access: None,
             values: vec![0],
-            peeks: samples::peeks(model, start),
+            peeks: samples::peeks(model, demand, start),
         });
     }
     events
@@ -166,185 +200,225 @@ impl Explorer<'_> {
             approved: vec![None; self.model.transfers.len()],
             ..World::default()
         };
-        self.add(&mut frame, &world, None);
+        self.arrive(None, &mut frame, &mut world);
         let events = self.events.clone();
-        while let Some(at) = self.work.pop_front() {
-            let Some(node) = self.nodes.get_mut(at) else {
-                return;
-            };
-            node.expanded = true;
-            let state = node.state.clone();
-            for (number, event) in events.iter().enumerate() {
-                self.expand(at, &state, (number, event), &mut frame, &mut world);
+        let mut at = 0;
+        while let Some(node) = self.nodes.get(at) {
+            if !self.unsafe_properties.is_empty() {
+                self.complete = false;
+                break;
             }
-        }
-    }
-
-    fn load(&self, state: &State, frame: &mut Frame, world: &mut World) {
-        for (slot, value) in self.live.iter().zip(&state.variables) {
-            frame.set(*slot, *value);
-        }
-        world.approved.clone_from(&state.approved);
-    }
-
-    fn expand(
-        &mut self,
-        from: usize,
-        state: &State,
-        (number, event): (usize, &Event),
-        frame: &mut Frame,
-        world: &mut World,
-    ) {
-        let start = event.start;
-        self.load(state, frame, world);
-        if let Some((access, at)) = event.access
-            && self.model.rule(access, at, frame) != Some(Rule::At(start))
-        {
-            // Another bank.
-            return;
-        }
-        for &value in &event.values {
-            for &peek in &event.peeks {
-                self.load(state, frame, world);
-                world.peek = peek;
-                frame.begin(value);
-                match self.model.run(start, frame, world) {
-                    Ok(()) => self.arrive(from, (number, value), frame, world),
-                    Err(denial) => self.denied(from, (number, value), denial),
+            let state = node.state.clone();
+            let before = self.held(&state, &mut frame, &mut world);
+            for (number, event) in events.iter().enumerate() {
+                self.load(&state, &mut frame, &mut world);
+                if let Some((access, place)) = event.access
+                    && self.model.rule(access, place, &mut frame) != Some(Rule::At(event.start))
+                {
+                    // Another bank.
+                    continue;
+                }
+                world.peeks.clone_from(&event.peeks);
+                for &value in &event.values {
+                    for shown in 0..1 << event.peeks.len() {
+                        self.load(&state, &mut frame, &mut world);
+                        world.shown = shown;
+                        frame.begin(value);
+                        let by = Step {
+                            from: at,
+                            event: number,
+                            value,
+                        };
+                        match self.model.run(event.start, &mut frame, &mut world) {
+                            Ok(()) => {
+                                self.compare(by, &before, &mut frame, &mut world);
+                                self.note_transitions(by, &frame);
+                                if let Some(to) = self.arrive(Some(by), &mut frame, &mut world)
+                                    && let Some(node) = self.nodes.get_mut(at)
+                                    && !node.next.contains(&to)
+                                {
+                                    node.next.push(to);
+                                }
+                            }
+                            Err(denial) => self.denied(by, denial),
+                        }
+                    }
                 }
             }
+            at += 1;
         }
     }
 
-    fn denied(&mut self, from: usize, by: (usize, u64), denial: u16) {
+    fn load(&self, (variables, approved): &State, frame: &mut Frame, world: &mut World) {
+        for ((slot, _), value) in self.live.iter().zip(variables) {
+            frame.set(*slot, *value);
+        }
+        let approvals = world.approved.iter_mut().zip(&self.model.transfers);
+        for ((place, transfer), approved) in approvals.zip(approved) {
+            // Nothing but the transfer as it would run now counts as checked before.
+            *place = None;
+            if *approved {
+                let of = |code: Code, frame: &mut Frame| {
+                    self.model.evaluate(code, frame, &mut World::default())
+                };
+                *place = Some((of(transfer.address, frame), of(transfer.length, frame)));
+            }
+        }
+    }
+
+    /// The promises, by number, that are about to be kept, and the value to keep.
+    fn held(&self, state: &State, frame: &mut Frame, world: &mut World) -> Vec<(usize, u64)> {
+        self.load(state, frame, world);
+        let mut held = Vec::new();
+        for (number, promise) in self.promises() {
+            if let Some(during) = promise.during
+                && self.model.evaluate(during, frame, world) != 0
+            {
+                held.push((number, self.model.evaluate(promise.expr, frame, world)));
+            }
+        }
+        held
+    }
+
+    fn promises(&self) -> impl Iterator<Item = (usize, &crate::model::Promise)> {
+        let numbers = self.slice.properties.iter().filter_map(|p| match p {
+            Property::Promise(number) => Some(*number),
+            _ => None,
+        });
+        numbers.filter_map(|number| Some((number, self.model.promises.get(number)?)))
+    }
+
+    /// Finds promises of what does not change that were broken.
+    fn compare(&mut self, by: Step, before: &[(usize, u64)], frame: &mut Frame, world: &mut World) {
+        let mut broken = Vec::new();
+        for &(number, value) in before {
+            if let Some(promise) = self.model.promises.get(number)
+                && let Some(during) = promise.during
+                && self.model.evaluate(during, frame, world) != 0
+                && self.model.evaluate(promise.expr, frame, world) != value
+            {
+                broken.push((number, promise.why.clone()));
+            }
+        }
+        for (number, why) in broken {
+            let key = self.model.transfers.len() + number;
+            let trace = self.trace(Some(by));
+            let finding = Finding::BrokenPromise { why, trace };
+            self.unsafe_properties.entry(key).or_insert(finding);
+        }
+    }
+
+    fn denied(&mut self, by: Step, denial: u16) {
         let Some(denial) = self.model.denials.get(usize::from(denial)) else {
             return;
         };
         if denial.uncovered && !self.uncovered.contains_key(&denial.span.start) {
-            let trace = self.trace(from, Some(by));
+            let trace = self.trace(Some(by));
             self.uncovered.insert(denial.span.start, trace);
         }
     }
 
-    fn arrive(&mut self, from: usize, by: (usize, u64), frame: &mut Frame, world: &mut World) {
+    fn note_transitions(&mut self, by: Step, frame: &Frame) {
+        let Some(node) = self.nodes.get(by.from) else {
+            return;
+        };
+        for property in &self.slice.properties {
+            if let Property::Machine(number) = property
+                && let Some(machine) = self.model.machines.get(*number)
+                && let Some(position) = self.live.iter().position(|(s, _)| *s == machine.slot)
+                && let Some(before) = node.state.0.get(position)
+                && *before != frame.get(machine.slot)
+            {
+                let after = frame.get(machine.slot);
+                self.transitions.insert((*number, *before, after, by.event));
+            }
+        }
+    }
+
+    /// The state's number, and what is wrong with it; None if there are too many already.
+    fn arrive(&mut self, by: Option<Step>, frame: &mut Frame, world: &mut World) -> Option<usize> {
+        let mut approved = Vec::with_capacity(self.model.transfers.len());
+        let mut wrong = Vec::new();
         for (number, transfer) in self.model.transfers.iter().enumerate() {
-            if self.model.evaluate(transfer.active, frame, world) == 0 {
+            if !self.slice.properties.contains(&Property::Transfer(number)) {
+                approved.push(false);
                 continue;
             }
             let now = (
                 self.model.evaluate(transfer.address, frame, world),
                 self.model.evaluate(transfer.length, frame, world),
             );
-            if world.approved.get(number) != Some(&Some(now))
-                && !self.unchecked.contains_key(&number)
-            {
-                let trace = self.trace(from, Some(by));
-                self.unchecked.insert(number, trace);
+            let good = world.approved.get(number) == Some(&Some(now));
+            approved.push(good);
+            if !good && self.model.evaluate(transfer.active, frame, world) != 0 {
+                wrong.push(number);
             }
         }
-        self.note_transitions(from, by.0, frame);
-        if let Some(to) = self.add(frame, world, Some((from, by.0, by.1)))
-            && let Some(node) = self.nodes.get_mut(from)
-        {
-            node.next.insert(to);
-        }
-    }
-
-    fn note_transitions(&mut self, from: usize, event: usize, frame: &Frame) {
-        let (Some(node), Some(event)) = (self.nodes.get(from), self.events.get(event)) else {
-            return;
-        };
-        for machine in &self.model.machines {
-            let position = self.live.iter().position(|slot| *slot == machine.slot);
-            let before = position.and_then(|at| node.state.variables.get(at));
-            let after = frame.get(machine.slot);
-            if before == Some(&after) {
-                continue;
-            }
-            let state = |number: Option<u64>| {
-                let number = number.and_then(|number| usize::try_from(number).ok());
-                number
-                    .and_then(|number| machine.states.get(number))
-                    .cloned()
-            };
-            if let (Some(from), Some(to)) = (state(before.copied()), state(Some(after))) {
-                self.transitions.insert(Transition {
-                    machine: machine.name.clone(),
-                    from,
-                    to,
-                    event: event.label.clone(),
-                });
-            }
-        }
-    }
-
-    /// The state's number; None if there are too many already.
-    fn add(
-        &mut self,
-        frame: &mut Frame,
-        world: &World,
-        parent: Option<(usize, usize, u64)>,
-    ) -> Option<usize> {
-        let state = State {
-            variables: self.live.iter().map(|slot| frame.get(*slot)).collect(),
-            approved: world.approved.clone(),
-        };
+        let variables = self.live.iter();
+        let variables = variables.map(|(slot, bits)| frame.get(*slot) & bits);
+        let state = (variables.collect(), approved);
         if let Some(&number) = self.known.get(&state) {
             return Some(number);
         }
-        // Every state of every machine is looked into, whatever the limit.
-        let fresh = |slot| !self.seen.contains(&(slot, frame.get(slot)));
-        let mut machines = self.model.machines.iter();
-        if self.nodes.len() >= self.limit && !machines.any(|machine| fresh(machine.slot)) {
+        let transfers = self.model.transfers.len();
+        for (number, promise) in self.promises() {
+            if promise.during.is_none() && self.model.evaluate(promise.expr, frame, world) == 0 {
+                wrong.push(transfers + number);
+            }
+        }
+        for number in wrong {
+            let trace = self.trace(by);
+            self.found(number, trace);
+        }
+        if self.nodes.len() >= self.limit {
             self.complete = false;
             return None;
         }
         // The device may show whatever makes it reusable.
-        let reusable = [0, u64::MAX].into_iter().any(|peek| {
-            let mut world = World {
-                peek,
-                approved: world.approved.clone(),
-            };
-            self.model.evaluate(self.model.reusable, frame, &mut world) != 0
+        let reusable = [0, 1].into_iter().any(|shown| {
+            world.peeks.clear();
+            world.shown = shown;
+            self.model.evaluate(self.model.reusable, frame, world) != 0
         });
         let number = self.nodes.len();
-        let pairs = self.live.iter().zip(&state.variables);
-        let mut new = false;
-        for (slot, value) in pairs {
-            new |= self.seen.insert((*slot, *value));
-        }
-        if new {
-            self.work.push_front(number);
-        } else {
-            self.work.push_back(number);
-        }
         self.known.insert(state.clone(), number);
         self.nodes.push(Node {
             state,
-            parent,
-            next: BTreeSet::new(),
+            parent: by,
+            next: Vec::new(),
             reusable,
-            expanded: false,
         });
         Some(number)
     }
 
-    fn trace(&self, node: usize, last: Option<(usize, u64)>) -> Vec<String> {
-        let label = |event: usize, value: u64| {
-            let label = self.events.get(event).map_or("", |event| &event.label);
-            format!("{label} {value:#x}")
+    fn found(&mut self, number: usize, trace: Vec<String>) {
+        let transfers = self.model.transfers.len();
+        let finding = match self.model.transfers.get(number) {
+            Some(transfer) => Finding::UncheckedDma {
+                transfer: transfer.name.clone(),
+                trace,
+            },
+            None => {
+                let promise = self.model.promises.get(number - transfers);
+                let why = promise.map_or_else(String::new, |promise| promise.why.clone());
+                Finding::BrokenPromise { why, trace }
+            }
         };
-        let mut trace: Vec<String> = last.into_iter().map(|(e, v)| label(e, v)).collect();
-        let mut at = node;
-        while let Some((parent, event, value)) = self.nodes.get(at).and_then(|node| node.parent) {
-            trace.push(label(event, value));
-            at = parent;
+        self.unsafe_properties.entry(number).or_insert(finding);
+    }
+
+    fn trace(&self, mut step: Option<Step>) -> Vec<String> {
+        let mut trace = Vec::new();
+        while let Some(Step { from, event, value }) = step {
+            let label = self.events.get(event).map_or("", |event| &event.label);
+            trace.push(format!("{label} {value:#x}"));
+            step = self.nodes.get(from).and_then(|node| node.parent);
         }
         trace.reverse();
         trace
     }
 
-    /// The first state from which no state that is reusable, or was not looked into, is reached.
+    /// The first state from which no state that is reusable is reached.
     fn stuck(&self) -> Option<usize> {
         let mut before: Vec<Vec<usize>> = vec![Vec::new(); self.nodes.len()];
         for (from, node) in self.nodes.iter().enumerate() {
@@ -354,11 +428,7 @@ impl Explorer<'_> {
                 }
             }
         }
-        let mut good: Vec<bool> = self
-            .nodes
-            .iter()
-            .map(|node| node.reusable || !node.expanded)
-            .collect();
+        let mut good: Vec<bool> = self.nodes.iter().map(|node| node.reusable).collect();
         let mut work: Vec<usize> = (0..good.len())
             .filter(|at| good.get(*at) == Some(&true))
             .collect();
@@ -375,48 +445,63 @@ impl Explorer<'_> {
         good.iter().position(|good| !good)
     }
 
-    fn report(self) -> Report {
-        let mut findings = Vec::new();
-        for (number, trace) in &self.unchecked {
-            if let Some(transfer) = self.model.transfers.get(*number) {
-                findings.push(Finding::UncheckedDma {
-                    transfer: transfer.name.clone(),
-                    trace: trace.clone(),
-                });
-            }
-        }
-        for machine in &self.model.machines {
-            for state in machine.states.iter().skip(1) {
-                let reached = self
-                    .transitions
-                    .iter()
-                    .any(|found| found.machine == machine.name && found.to == *state);
-                if !reached {
-                    findings.push(Finding::Unreachable {
-                        machine: machine.name.clone(),
-                        state: state.clone(),
-                    });
-                }
-            }
-        }
+    fn transitions(&self) -> BTreeSet<Transition> {
+        let named = |&(machine, from, to, event): &(usize, u64, u64, usize)| {
+            let machine = self.model.machines.get(machine)?;
+            let state = |number| machine.states.get(usize::try_from(number).ok()?).cloned();
+            Some(Transition {
+                machine: machine.name.clone(),
+                from: state(from)?,
+                to: state(to)?,
+                event: self.events.get(event)?.label.clone(),
+            })
+        };
+        self.transitions.iter().filter_map(named).collect()
+    }
+
+    fn report(self) -> Explored {
+        let transitions = self.transitions();
+        let mut findings: Vec<Finding> = self.unsafe_properties.values().cloned().collect();
         for (at, trace) in &self.uncovered {
             findings.push(Finding::Uncovered {
                 at: *at,
                 trace: trace.clone(),
             });
         }
-        // A limit that cut edges off makes every state look stuck that needs them.
-        if self.complete
-            && let Some(stuck) = self.stuck()
-        {
-            let trace = self.trace(stuck, None);
-            findings.push(Finding::NoWayBack { trace });
+        // What a limit cut off may be what is missed here.
+        for property in self.slice.properties.iter().filter(|_| self.complete) {
+            match property {
+                Property::Machine(number) => {
+                    let machine = self.model.machines.get(*number);
+                    let states = machine.iter().flat_map(|machine| {
+                        let states = machine.states.iter().skip(1);
+                        states.map(|state| (&machine.name, state))
+                    });
+                    for (machine, state) in states {
+                        let reached =
+                            |found: &Transition| found.machine == *machine && found.to == *state;
+                        if !transitions.iter().any(reached) {
+                            findings.push(Finding::Unreachable {
+                                machine: machine.clone(),
+                                state: state.clone(),
+                            });
+                        }
+                    }
+                }
+                Property::Reusable => {
+                    if let Some(stuck) = self.stuck() {
+                        let trace = self.trace(self.nodes.get(stuck).and_then(|node| node.parent));
+                        findings.push(Finding::NoWayBack { trace });
+                    }
+                }
+                Property::Transfer(_) | Property::Promise(_) | Property::Match(_) => {}
+            }
         }
-        Report {
+        Explored {
             states: self.nodes.len(),
             complete: self.complete,
             findings,
-            transitions: self.transitions,
+            transitions,
         }
     }
 }

@@ -1,8 +1,10 @@
 //! What is wrong with a model, found without a device: by looking at it, and by trying out what a guest could do.
 
+mod demand;
 mod explore;
 mod samples;
 mod shape;
+mod slice;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -14,9 +16,9 @@ use crate::model::Model;
 /// What a check found out.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// How many states of the model were reached.
+    /// How many states were reached, of all parts of the model that were explored together.
     pub states: usize,
-    /// Whether these are all that the tried values lead to.
+    /// Whether these are all that the tried values lead to, in each part.
     pub complete: bool,
     /// What is wrong.
     pub findings: Vec<Finding>,
@@ -52,6 +54,13 @@ pub enum Finding {
     UncheckedDma {
         /// The transfer.
         transfer: String,
+        /// How to get there.
+        trace: Vec<String>,
+    },
+    /// What the model promises with `always` or `stable` does not hold.
+    BrokenPromise {
+        /// The reason that the model gives for the promise.
+        why: String,
         /// How to get there.
         trace: Vec<String>,
     },
@@ -101,7 +110,10 @@ impl Finding {
     pub fn is_unsafe(&self) -> bool {
         matches!(
             self,
-            Self::UncheckedDma { .. } | Self::UncheckedAddress { .. } | Self::RawAddress { .. }
+            Self::UncheckedDma { .. }
+                | Self::BrokenPromise { .. }
+                | Self::UncheckedAddress { .. }
+                | Self::RawAddress { .. }
         )
     }
 }
@@ -115,6 +127,9 @@ impl fmt::Display for Finding {
                     "transfer `{transfer}` runs unchecked after {}",
                     trace.join("; ")
                 )
+            }
+            Self::BrokenPromise { why, trace } => {
+                write!(f, "the promise \"{why}\" is broken by {}", trace.join("; "))
             }
             Self::UncheckedAddress { address } => {
                 write!(f, "address `{address}` is in no transfer, buffer or table")
@@ -141,12 +156,37 @@ impl fmt::Display for Finding {
 }
 
 impl Model {
-    /// Looks for what is wrong. Tries events, those that lead to something new first, until it has
-    /// seen `limit` states, and every state of every machine that it comes by.
+    /// Looks for what is wrong. For each transfer, promise and machine, and for being reusable, the part of the model that this depends on
+    /// is explored by itself, until that part has `limit` states: what the rest of the model would deny happens there too. Of a written
+    /// value whatever bits matter are tried in all combinations if they are few, and otherwise what the rules compare it with, and around.
     pub fn check(&self, limit: usize) -> Report {
-        let mut report = explore::explore(self, limit.max(1));
+        let mut report = Report {
+            states: 0,
+            complete: true,
+            findings: Vec::new(),
+            transitions: BTreeSet::new(),
+        };
+        for slice in slice::slices(self) {
+            let explored = explore::explore(&slice, limit.max(1));
+            report.states += explored.states;
+            report.complete &= explored.complete;
+            for finding in explored.findings {
+                if !report.findings.contains(&finding) {
+                    report.findings.push(finding);
+                }
+            }
+            report.transitions.extend(explored.transitions);
+        }
         report.findings.extend(shape::findings(self));
         report
+    }
+
+    /// Something that makes the model unsafe, as [`check`](Self::check) would report it, if there is anything.
+    pub fn fault(&self, limit: usize) -> Option<Finding> {
+        let shape = shape::findings(self).into_iter();
+        let explored = slice::slices(self).into_iter();
+        let explored = explored.flat_map(|slice| explore::explore(&slice, limit.max(1)).findings);
+        shape.chain(explored).find(Finding::is_unsafe)
     }
 
     /// The machines' transitions as a graph for Graphviz.

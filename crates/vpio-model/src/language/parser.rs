@@ -653,6 +653,17 @@ fn model<'a>() -> impl Parser<'a, &'a str, Vec<Item>, Extra<'a>> {
             }))
             .then(block.clone())
             .map(|((trigger, span), body)| Item::On(trigger, body, span));
+        let always = keyword("always").ignore_then(expr.clone().map(|expr| (expr, None)));
+        let stable = keyword("stable").ignore_then(
+            expr.clone()
+                .then_ignore(keyword("while"))
+                .then(expr.clone().map(Some)),
+        );
+        let promise = choice((always, stable))
+            .then_ignore(sign(","))
+            .then(string())
+            .then_ignore(sign(";"))
+            .map(|((expr, during), why)| Item::Promise { expr, during, why });
         let reusable = keyword("reusable")
             .ignore_then(keyword("when"))
             .ignore_then(expr)
@@ -673,6 +684,7 @@ fn model<'a>() -> impl Parser<'a, &'a str, Vec<Item>, Extra<'a>> {
             transfer.boxed(),
             table.boxed(),
             on.boxed(),
+            promise.boxed(),
             reusable.boxed(),
             save.boxed(),
             restore.boxed(),

@@ -170,6 +170,12 @@ pub enum Item {
         body: Vec<TableItem>,
     },
     On(Trigger, Vec<Statement>, Span),
+    /// What holds in every state; or, with a condition, what no event changes while that holds.
+    Promise {
+        expr: Expr,
+        during: Option<Expr>,
+        why: String,
+    },
     Reusable(Expr),
     Save(Vec<Statement>),
     Restore(Vec<Statement>),

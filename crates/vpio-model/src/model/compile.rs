@@ -64,6 +64,7 @@ enum Later<'a> {
     Transfer(u8, [&'a Expr; 3]),
     Table(u8, Option<(&'a Expr, &'a Expr)>, &'a [TableItem]),
     On(&'a Trigger, &'a [Statement], &'a Span),
+    Promise(&'a Expr, Option<&'a Expr>, &'a str),
     Reusable(&'a Expr),
     Save(&'a [Statement]),
     Restore(&'a [Statement]),
@@ -99,6 +100,7 @@ struct Parts {
     transfers: Vec<super::Transfer>,
     tables: Vec<Table>,
     denials: Vec<super::Denial>,
+    promises: Vec<super::Promise>,
     ops: Vec<Op>,
     interrupt: Option<u16>,
     timer: Option<u16>,
@@ -144,6 +146,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         transfers,
         mut tables,
         denials,
+        promises,
         ops,
         interrupt,
         timer,
@@ -162,6 +165,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         transfers,
         tables,
         denials,
+        promises,
         constants,
         ops,
         interrupt,
@@ -288,6 +292,15 @@ impl<'a> Compiler<'a> {
             }
             Later::Table(index, at, body) => self.table(index, at, body, scope)?,
             Later::On(trigger, body, span) => self.on(trigger, body, span, scope)?,
+            Later::Promise(expr, during, why) => {
+                let expr = self.expression(expr, scope)?;
+                let during = match during {
+                    Some(during) => Some(self.expression(during, scope)?),
+                    None => None,
+                };
+                let why = why.to_owned();
+                self.out.promises.push(super::Promise { why, expr, during });
+            }
             Later::Reusable(expr) => self.reusable = Some(self.expression(expr, scope)?),
             Later::Save(body) => self.out.save = Some(self.rule(body, scope)?),
             Later::Restore(body) => self.out.restore = Some(self.rule(body, scope)?),

@@ -13,7 +13,7 @@ impl Model {
     }
 
     /// The starts of all rules for events.
-    fn rules(&self) -> impl Iterator<Item = u16> + '_ {
+    pub(crate) fn rules(&self) -> impl Iterator<Item = u16> + '_ {
         let accesses = self
             .registers
             .iter()

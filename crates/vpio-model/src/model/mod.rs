@@ -12,7 +12,7 @@ use program::{Code, Op, Slot};
 pub(crate) use lookup::{Class, Found};
 
 /// A model of a device, ready for an [`Engine`](crate::engine::Engine).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Model {
     pub(crate) name: String,
     pub(crate) policy: Policy,
@@ -23,6 +23,7 @@ pub struct Model {
     pub(crate) transfers: Vec<Transfer>,
     pub(crate) tables: Vec<Table>,
     pub(crate) denials: Vec<Denial>,
+    pub(crate) promises: Vec<Promise>,
     pub(crate) constants: Vec<(Slot, u64)>,
     pub(crate) ops: Vec<Op>,
     pub(crate) interrupt: Option<u16>,
@@ -148,6 +149,15 @@ pub(crate) struct Transfer {
     pub address: Code,
     pub length: Code,
     pub active: Code,
+}
+
+/// What the rules keep true, for the checker to look after.
+#[derive(Clone, Debug)]
+pub(crate) struct Promise {
+    pub why: String,
+    pub expr: Code,
+    /// None: `expr` holds in every state. Otherwise no event changes its value while this holds.
+    pub during: Option<Code>,
 }
 
 /// Descriptors in guest memory, which the device gets a checked copy of.

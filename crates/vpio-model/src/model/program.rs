@@ -94,6 +94,19 @@ pub enum Op {
     Reset,
 }
 
+impl Op {
+    /// Where a jump leads.
+    pub fn target(self) -> Option<u16> {
+        match self {
+            Self::Jump(to)
+            | Self::JumpIfZero { to, .. }
+            | Self::JumpUnlessAny { to, .. }
+            | Self::JumpUnlessEqual { to, .. } => Some(to),
+            _ => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Which {
     Range,

@@ -26,7 +26,10 @@ pub fn parse(text: &str) -> Model {
 
 impl Machine {
     pub fn new(text: &str) -> Self {
-        let model = Arc::new(parse(text));
+        Self::of(Arc::new(parse(text)))
+    }
+
+    pub fn of(model: Arc<Model>) -> Self {
         let shadow = usize::try_from(model.shadow_bytes()).unwrap();
         let translation = Translation::Offset {
             base: GUEST,

@@ -182,6 +182,10 @@ impl<'a> Compiler<'a> {
                 self.later
                     .push((scope.clone(), Later::On(trigger, body, span)));
             }
+            Item::Promise { expr, during, why } => {
+                let promise = Later::Promise(expr, during.as_ref(), why);
+                self.later.push((scope.clone(), promise));
+            }
             Item::Reusable(expr) => self.later.push((scope.clone(), Later::Reusable(expr))),
             Item::Save(body) => self.later.push((scope.clone(), Later::Save(body))),
             Item::Restore(body) => self.later.push((scope.clone(), Later::Restore(body))),
