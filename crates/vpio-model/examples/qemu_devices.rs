@@ -262,7 +262,7 @@ fn translated(address: u64) -> u64 {
     there.unwrap_or(u64::MAX)
 }
 
-const TARGETS: [Target; 6] = [
+const TARGETS: [Target; 7] = [
     Target {
         device: "ne2k_pci",
         model: models::NE2000,
@@ -420,7 +420,39 @@ const TARGETS: [Target; 6] = [
             }
         },
     },
+    Target {
+        device: "edu",
+        model: include_str!("edu.vpio"),
+        bar: 0,
+        port: false,
+        compare: edu,
+    },
 ];
+
+fn edu(model: &Device, card: &Qemu, pairs: &mut Pairs) {
+    let mut pair = |name: &str, ours, shown| pairs.push((name.into(), ours, shown));
+    let command = card.read_register(0x98, 8);
+    let dma = variable(model, "dma");
+    // The clock stands still: what was started is under way.
+    pair("dma", u64::from(dma != 0), command & 1);
+    if dma != 0 {
+        pair("direction", dma - 1, command >> 1 & 1);
+        let [source, target] = [0x80, 0x88].map(|offset| card.read_register(offset, 8));
+        let (source_here, target_here) = (variable(model, "source"), variable(model, "target"));
+        if dma == 1 {
+            pair("source", translated(source_here), source);
+            pair("target", target_here, target);
+        } else {
+            pair("source", source_here, source);
+            pair("target", translated(target_here), target);
+        }
+    }
+    pair(
+        "count",
+        variable(model, "count"),
+        card.read_register(0x90, 8),
+    );
+}
 
 impl Qemu {
     fn read_register(&self, offset: u64, width: u8) -> u64 {

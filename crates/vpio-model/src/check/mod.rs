@@ -2,6 +2,7 @@
 
 mod demand;
 mod explore;
+mod graph;
 mod samples;
 mod shape;
 mod slice;
@@ -187,49 +188,5 @@ impl Model {
         let explored = slice::slices(self).into_iter();
         let explored = explored.flat_map(|slice| explore::explore(&slice, limit.max(1)).findings);
         shape.chain(explored).find(Finding::is_unsafe)
-    }
-
-    /// The machines' transitions as a graph for Graphviz.
-    pub fn graph(&self, report: &Report) -> String {
-        let mut text = format!("digraph \"{}\" {{\n  rankdir=LR;\n", self.name);
-        for machine in &self.machines {
-            text += &format!(
-                "  subgraph \"cluster_{0}\" {{\n    label=\"{0}\";\n",
-                machine.name
-            );
-            for (state, number) in machine.states.iter().zip(0..) {
-                let shape = if number == 0 {
-                    "doublecircle"
-                } else {
-                    "circle"
-                };
-                let name = &machine.name;
-                text += &format!("    \"{name}.{state}\" [label=\"{state}\", shape={shape}];\n");
-            }
-            text += "  }\n";
-        }
-        let mut edges: Vec<(&Transition, Vec<&str>)> = Vec::new();
-        for transition in &report.transitions {
-            match edges.last_mut() {
-                Some((last, events))
-                    if (&last.machine, &last.from, &last.to)
-                        == (&transition.machine, &transition.from, &transition.to) =>
-                {
-                    events.push(&transition.event);
-                }
-                _ => edges.push((transition, vec![&transition.event])),
-            }
-        }
-        for (
-            Transition {
-                machine, from, to, ..
-            },
-            events,
-        ) in edges
-        {
-            let label = events.join("\\n");
-            text += &format!("  \"{machine}.{from}\" -> \"{machine}.{to}\" [label=\"{label}\"];\n");
-        }
-        text + "}\n"
     }
 }

@@ -48,6 +48,9 @@ pub fn values(model: &Model, demand: &Demand, start: u16, width: u8) -> Vec<u64>
             bound >> 8,
         ]);
     }
+    for by in shifts(model, demand, start) {
+        values.extend(constants.iter().filter_map(|c| c.checked_shl(by)));
+    }
     values.extend(constants);
     // Of values that differ in nothing that matters, one.
     let values = values.into_iter().filter(|value| *value <= largest);
@@ -108,6 +111,24 @@ fn constants(model: &Model, demand: &Demand, start: u16) -> BTreeSet<u64> {
         }
     }
     known(model, &slots)
+}
+
+/// By how much a rule shifts what matters to the right, to look at a field.
+fn shifts(model: &Model, demand: &Demand, start: u16) -> BTreeSet<u32> {
+    let shifts = model.rule_ops(start).filter_map(|op| match *op {
+        Op::Binary {
+            operator: Binary::ShiftRight,
+            to,
+            right,
+            ..
+        } if demand.of_slot(start, to) != 0 => Some(right),
+        _ => None,
+    });
+    let shifts = known(model, &shifts.collect());
+    shifts
+        .into_iter()
+        .filter_map(|by| u32::try_from(by).ok())
+        .collect()
 }
 
 fn known(model: &Model, slots: &BTreeSet<Slot>) -> BTreeSet<u64> {

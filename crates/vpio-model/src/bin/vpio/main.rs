@@ -33,10 +33,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Print the state machines for Graphviz: `vpio graph FILE | dot -Tsvg`.
+    /// Print the state machines for Graphviz.
     Graph {
         #[command(flatten)]
         source: Source,
+        /// Print a drawing instead, SVG.
+        #[arg(long)]
+        svg: bool,
     },
     /// Print what must be hooked.
     Hooks {
@@ -72,8 +75,8 @@ enum Command {
 struct Source {
     /// The model.
     file: PathBuf,
-    /// How many states to look into.
-    #[arg(long, default_value_t = 1000)]
+    /// How many states of a part of the model to look into.
+    #[arg(long, default_value_t = 100_000)]
     states: usize,
 }
 
@@ -121,9 +124,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 ExitCode::FAILURE
             })
         }
-        Command::Graph { source } => {
+        Command::Graph { source, svg } => {
             let model = source.model()?;
-            write!(out, "{}", model.graph(&model.check(source.states)))?;
+            let report = model.check(source.states);
+            let text = if svg {
+                model.svg(&report)
+            } else {
+                model.graph(&report)
+            };
+            write!(out, "{text}")?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Hooks {
