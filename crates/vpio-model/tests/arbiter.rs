@@ -142,6 +142,31 @@ fn the_time_that_a_switch_takes_is_nobodys() {
     assert_eq!(f.arbiter.owner(), Some(f.guests[0]));
 }
 
+/// The same for a device whose state the guest reads back.
+#[test]
+fn piix_shows_what_it_showed() {
+    let mut f = fixture(models::PIIX_BMIDE, InputPolicy::Drop);
+    // Channel 1: the list, the direction, and that there is DMA; interrupt and error are up.
+    assert!(f.write(0, 12, 4, 0x3000) && f.write(0, 8, 1, 8));
+    f.card.set(0, 10, 0x66);
+    f.pass(10);
+    assert!(f.write(1, 8, 1, 0));
+    assert_eq!(
+        f.card.get(0, 10),
+        None,
+        "the other guest finds a device that was reset"
+    );
+    f.pass(20);
+    assert!(f.write(0, 0, 1, 0));
+    assert_eq!(f.card.get(0, 8), Some(8));
+    assert_eq!(f.card.get(0, 10), Some(0x60));
+    let shown = |f: &Fixture| f.card.get(0, 12);
+    assert!(
+        shown(&f).is_some_and(|list| list >= 0x8000_0000),
+        "the copy of the list"
+    );
+}
+
 /// An access under way is not overtaken.
 #[test]
 fn no_switch_within_an_access() {
