@@ -131,7 +131,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         Diagnostic::new("the model does not say when the device is reusable", &whole)
             .label("add `reusable when …;`")
     })?;
-    let lookups = compiler.lookups();
+    let lookups = compiler.lookups().into();
     let constants = compiler
         .constants
         .iter()

@@ -5,6 +5,8 @@ mod live;
 mod lookup;
 pub(crate) mod program;
 
+use std::sync::Arc;
+
 use crate::language::{self, Access, Kind, LanguageError, Policy};
 use lookup::Lookup;
 use program::{Code, Op, Slot};
@@ -31,7 +33,7 @@ pub struct Model {
     pub(crate) reusable: Code,
     pub(crate) save: Option<u16>,
     pub(crate) restore: Option<u16>,
-    pub(crate) lookups: Vec<Lookup>,
+    pub(crate) lookups: Arc<[Lookup]>,
     /// Most assignments that one event makes.
     pub(crate) most_sets: usize,
     /// Bytes of host memory that the tables' shadows take.
