@@ -1,5 +1,8 @@
-//! Opens a function that is bound to vfio-pci as a VMM would, and tries what can be tried without a guest: `probe BDF`. A line for
-//! each check, `host: WHAT: ok`.
+//! Opens functions that are bound to vfio-pci as a VMM would, and tries what can be tried without a guest. A line for each check,
+//! `host: WHAT: ok`.
+//!
+//! `probe function BDF` tries a virtual function of an 82576, `probe token BDF` a physical one whose driver enables virtual ones, `probe slot BDF` an
+//! 82574 that is alone in its slot.
 
 #![expect(clippy::unwrap_used, reason = "an example")]
 
@@ -11,30 +14,138 @@ use pio_mmio_bus::interrupt::RecordingRouter;
 use pio_mmio_bus::pci::{Decoder, PciFunction, RequesterId};
 use sriov_vfio::capability::SriovCapability;
 use sriov_vfio::sysfs::{PciAddress, Sysfs};
-use sriov_vfio::vfio::kernel::Container;
+use sriov_vfio::vfio::kernel::Groups;
 use sriov_vfio::vfio::{
-    Access, AssignedFunction, DmaSpace, HostMemory, Policy, RegionIndex, VfioDevice,
-    map_guest_memory, unmap_guest_memory,
+    Access, AssignedFunction, DmaSpace, Holder, HostMemory, OpenError, Policy, RegionIndex,
+    SlotFunction, VfioDevice, VfioSpace, map_guest_memory, unmap_guest_memory,
 };
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 /// Where the VMM places BARs 0 and 3.
 const BARS: [u32; 2] = [0xe000_0000, 0xd000_0000];
 
+/// Two secrets.
+const TOKENS: [&str; 2] = [
+    "9b2b8f0e-5d0c-4f53-8c5e-6c1f7d3a2b10",
+    "9b2b8f0e-5d0c-4f53-8c5e-6c1f7d3a2b11",
+];
+
 fn main() -> ExitCode {
-    let address: PciAddress = std::env::args().nth(1).unwrap().parse().unwrap();
+    let arguments: Vec<String> = std::env::args().collect();
+    let [_, what, address] = &arguments[..] else {
+        return ExitCode::FAILURE;
+    };
+    let address: PciAddress = address.parse().unwrap();
     let mut failed = false;
-    let mut check = |what: &str, good: bool| {
-        println!("host: {what}: {}", if good { "ok" } else { "FAILED" });
+    let check = |what: &str, good: bool| {
+        println!("host: VFIO: {what}: {}", if good { "ok" } else { "FAILED" });
         failed |= !good;
     };
+    match what.as_str() {
+        "function" => function(address, check),
+        "token" => token(address, check),
+        "slot" => slot(address, check),
+        _ => return ExitCode::FAILURE,
+    }
+    match failed {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    }
+}
 
+/// Those who drive virtual functions and those who drive their physical one.
+fn token(physical: PciAddress, mut check: impl FnMut(&str, bool)) {
+    let sysfs = Sysfs::default();
+    let groups = Groups::new(sysfs.clone(), None);
+    let open = |function, token| groups.container().unwrap().open(function, token);
+    let [first, second] = TOKENS.map(|uuid| uuid.parse().unwrap());
+    let held = open(physical, Some(first)).unwrap();
+    let enabled = sysfs.enable(physical, 1).unwrap();
+    let virtual_function = *enabled.first().unwrap();
+    sysfs.bind(virtual_function, "vfio-pci").unwrap();
+    let needed = |token| {
+        let opened = open(virtual_function, token);
+        matches!(opened.err(), Some(OpenError::Token(_)))
+    };
+    check(
+        "a virtual function is refused without its token",
+        needed(None),
+    );
+    check("it is refused with another one", needed(Some(second)));
+    check(
+        "it is opened with its token",
+        open(virtual_function, Some(first)).is_ok(),
+    );
+    check(
+        "the token can be changed",
+        held.set_vf_token(second).is_ok()
+            && needed(Some(first))
+            && open(virtual_function, Some(second)).is_ok(),
+    );
+    let slot = held.slot().unwrap();
+    let has = |function, holder| slot.contains(&SlotFunction { function, holder });
+    check(
+        "the slot has both, one of them somebody else's",
+        has(physical, Holder::Open) && has(virtual_function, Holder::Other),
+    );
+    check("such a slot is not reset", held.reset_slot().is_err());
+    let shared = open(virtual_function, Some(second)).unwrap();
+    check(
+        "who opens it has both",
+        held.slot()
+            .unwrap()
+            .iter()
+            .all(|mate| mate.holder == Holder::Open),
+    );
+    drop(shared);
+    sysfs.disable(physical).unwrap();
+}
+
+/// A card without a reset of its own.
+fn slot(card: PciAddress, mut check: impl FnMut(&str, bool)) {
+    /// Where the descriptors are that it receives by (82574 data sheet §10.2.5.6), 0 after a reset.
+    const RDBAL: u64 = 0x2800;
+    let container = Groups::new(Sysfs::default(), None).container().unwrap();
+    let device = container.open(card, None).unwrap();
+    let alone = [SlotFunction {
+        function: card,
+        holder: Holder::Open,
+    }];
+    check(
+        "the slot has the card alone",
+        device.slot().unwrap() == alone,
+    );
+    let mmio = Bus::new(AddressSpace::Mmio).unwrap();
+    let decoder = Decoder::new(Bus::new(AddressSpace::Pio).unwrap(), mmio);
+    let router = RecordingRouter::new();
+    let assigned =
+        AssignedFunction::new(device.clone(), Policy::default(), &decoder, &router).unwrap();
+    let bar = RegionIndex::Bar(0);
+    let register = || {
+        let mut bytes = [0; 4];
+        device.read(bar, RDBAL, &mut bytes).unwrap();
+        u32::from_le_bytes(bytes)
+    };
+    for what in ["the slot is reset", "a function without reset is reset"] {
+        device.write(bar, RDBAL, &0x1000_u32.to_le_bytes()).unwrap();
+        let written = register() == 0x1000;
+        match what {
+            "the slot is reset" => device.reset_slot().unwrap(),
+            _ => assigned.reset(),
+        }
+        let good = written && register() == 0 && !assigned.take_failure();
+        check(what, good);
+    }
+}
+
+/// A virtual function.
+fn function(address: PciAddress, mut check: impl FnMut(&str, bool)) {
     let sysfs = Sysfs::default();
     let function = sysfs.function(address).unwrap();
-    let container = Container::new(None).unwrap();
-    let device = container.open(&sysfs, address).unwrap();
+    let container = Groups::new(sysfs, None).container().unwrap();
+    let device = container.clone().open(address, None).unwrap();
     check(
-        "VFIO opens the function",
+        "the function is opened",
         device.region(RegionIndex::Config).size == 4096,
     );
 
@@ -54,18 +165,18 @@ fn main() -> ExitCode {
         u32::from_le_bytes(bytes)
     };
     let identity = u32::from(function.device) << 16 | u32::from(function.vendor);
-    check("VFIO: vendor and device", read32(0) == identity);
+    check("vendor and device", read32(0) == identity);
     let mut config = vec![0; 4096];
     assigned.read_config(0, &mut config);
     check(
-        "VFIO: SR-IOV is hidden",
+        "SR-IOV is hidden",
         SriovCapability::find(&config) == Ok(None),
     );
 
     for (register, base) in [0x10, 0x1c].into_iter().zip(BARS) {
         assigned.write_config(register, &u32::MAX.to_le_bytes());
         let size = !(read32(register) & !0xf) + 1;
-        check("VFIO: a BAR's size", size == 0x4000);
+        check("a BAR's size", size == 0x4000);
         assigned.write_config(register, &base.to_le_bytes());
         assigned.write_config(register + 4, &[0; 4]);
     }
@@ -77,7 +188,7 @@ fn main() -> ExitCode {
     // The link, which the host brought up (82576 data sheet §8.2.2, LU).
     let [status, ..] = register;
     check(
-        "VFIO: the status register answers",
+        "the status register answers",
         done && register != [0xff; 4] && status & 2 != 0,
     );
 
@@ -85,20 +196,20 @@ fn main() -> ExitCode {
     let mut put =
         |address, value: u64| matches!(guest.write(address, &value.to_le_bytes()), Outcome::Done);
     let written = put(second, 0xfee0_1000) && put(second + 8, 0x41);
-    check("VFIO: the MSI-X table", written && msix.vectors() == 3);
+    check("the MSI-X table", written && msix.vectors() == 3);
     let table_control = capability(&config, 0x11).unwrap();
     assigned.write_config(table_control + 2, &0x8000_u16.to_le_bytes());
     check(
-        "VFIO: MSI-X is connected",
+        "MSI-X is connected",
         msix.enabled() && !assigned.take_failure(),
     );
     assigned.write_config(table_control + 2, &0_u16.to_le_bytes());
-    check("VFIO: MSI-X is disconnected", !assigned.take_failure());
+    check("MSI-X is disconnected", !assigned.take_failure());
 
     let express = capability(&config, 0x10).unwrap();
     assigned.write_config(express + 8, &0x8000_u16.to_le_bytes());
     check(
-        "VFIO: function-level reset",
+        "function-level reset",
         !assigned.take_failure() && read32(4) & 7 == 0,
     );
 
@@ -106,33 +217,28 @@ fn main() -> ExitCode {
     let memory = Arc::new(GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap());
     let mapped = map_guest_memory(&*container, &memory);
     check(
-        "VFIO: each region of memory is one mapping",
+        "each region of memory is one mapping",
         matches!(mapped, Ok(2)),
     );
     let page = HostMemory::of(&memory, GuestAddress(0), 4096).unwrap();
     check(
-        "VFIO: overlapping mappings are refused",
+        "overlapping mappings are refused",
         container.map(0x1000, &page, Access::all()).is_err(),
     );
     check(
-        "VFIO: part of a mapping is not unmapped",
+        "part of a mapping is not unmapped",
         container.unmap(0x1000, 4096).is_err(),
     );
     check(
-        "VFIO: memory that is read only",
+        "memory that is read only",
         container.map(1 << 40, &page, Access::READ).is_ok()
             && container.unmap(1 << 40, 4096).is_ok(),
     );
     check(
-        "VFIO: memory is taken back",
+        "memory is taken back",
         unmap_guest_memory(&*container, &memory).is_ok()
             && container.map(0x1000, &page, Access::all()).is_ok(),
     );
-    if failed {
-        ExitCode::FAILURE
-    } else {
-        ExitCode::SUCCESS
-    }
 }
 
 /// Where a capability is in the conventional list.

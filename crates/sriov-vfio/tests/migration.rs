@@ -58,6 +58,8 @@ impl Machine {
             (0xe000_0010, 0x1234_5678),
             (0xd000_0010, 0xfee0_1000),
             (0xd000_0018, 0x42),
+            (0xd000_001c, 0),
+            (0xd000_001c, 1),
         ] {
             machine.poke(address, word);
         }
@@ -113,9 +115,10 @@ fn a_function_goes_on_elsewhere() {
     assert_eq!(command, Some(0x07));
     assert!(!target.device.fire(Interrupt::Msix, 1), "not yet");
     target.function.set_running(true).unwrap();
-    assert_eq!(target.device.connected(Interrupt::Msix), 3);
-    // What was pending is delivered there, once.
+    // What was pending is delivered there, once, and its vector signals from then on.
+    assert_eq!(target.device.connected(Interrupt::Msix), 0);
     target.poke(0xd000_001c, 0);
+    assert_eq!(target.device.connected(Interrupt::Msix), 1);
     assert_eq!(target.sent(), [0x42]);
     assert!(target.device.fire(Interrupt::Msix, 1));
     assert_eq!(

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
 
+use sriov_vfio::sysfs::Sysfs;
 use sriov_vfio::sysfs::fake::{FakeFunction, FakeSriov, FakeSysfs};
 use tempfile::TempDir;
 
@@ -19,6 +21,8 @@ fn machine() -> TempDir {
         group: Some(14),
         sriov: Some(FakeSriov {
             total: 7,
+            offset: 0x80,
+            stride: 2,
             ..FakeSriov::default()
         }),
         interface: Some("eth0".into()),
@@ -62,6 +66,17 @@ fn lists() {
         "{out}"
     );
     let (_, out, _) = sriov(root.path(), &["list", "--json"]);
+    let sysfs = FakeSysfs::new(root.path()).unwrap();
+    let neighbour = FakeFunction {
+        group: Some(14),
+        ..FakeFunction::default()
+    };
+    sysfs.add("01:00.1".parse().unwrap(), &neighbour).unwrap();
+    let (_, shared, _) = sriov(root.path(), &["list"]);
+    assert!(
+        shared.contains(", group 14 with 0000:01:00.1 (no driver), "),
+        "{shared}"
+    );
     let json: serde_json::Value = serde_json::from_str(&out).unwrap();
     assert_eq!(json.pointer("/0/address").unwrap(), "0000:01:00.0");
     assert_eq!(json.pointer("/0/role/physical/total").unwrap(), 7);
@@ -84,6 +99,29 @@ fn enables() {
         "1"
     );
     assert_eq!(read("class/net/eth0/flags"), "0x1003");
+}
+
+#[test]
+fn who_has_to_name_a_token_is_said() {
+    let root = machine();
+    let sysfs = Sysfs::new(root.path(), Arc::new(FakeSysfs::new(root.path()).unwrap()));
+    FakeSysfs::new(root.path())
+        .unwrap()
+        .add_driver("vfio-pci")
+        .unwrap();
+    let physical = "01:00.0".parse().unwrap();
+    let enabled = sysfs.enable(physical, 1).unwrap();
+    let bound = enabled[0].to_string();
+    sysfs.bind(enabled[0], "vfio-pci").unwrap();
+    let (good, _, errors) = sriov(root.path(), &["bind", &bound]);
+    assert!(good && errors.is_empty(), "{errors}");
+    sysfs.bind(physical, "vfio-pci").unwrap();
+    let (_, out, errors) = sriov(root.path(), &["bind", &bound]);
+    assert!(out.starts_with("/dev/vfio/"), "{out}");
+    let needed = format!("sriov: {bound} needs the VF token that was set with 0000:01:00.0: ");
+    assert!(errors.starts_with(&needed), "{errors}");
+    let (_, _, errors) = sriov(root.path(), &["bind", "01:00.0"]);
+    assert!(errors.contains("set a VF token"), "{errors}");
 }
 
 #[test]
@@ -110,6 +148,10 @@ fn errors_end_the_program_and_say_what_to_do() {
         (
             &["release", "09:00.0"],
             "sriov: 0000:09:00.0: there is no such function; `sriov list`",
+        ),
+        (
+            &["enable", "02:00.0", "1", "--up"],
+            "sriov: 0000:02:00.0: has no network interface",
         ),
     ] {
         let (good, out, errors) = sriov(root.path(), arguments);

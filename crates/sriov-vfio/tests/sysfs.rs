@@ -2,7 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sriov_vfio::sysfs::fake::{FakeFunction, FakeSriov, FakeSysfs};
-use sriov_vfio::sysfs::{Bindings, PciAddress, Role, Sysfs, SysfsError};
+use sriov_vfio::sysfs::{Attributes, Bindings, PciAddress, Role, Sysfs, SysfsError};
 use tempfile::TempDir;
 
 /// A card with 7 virtual functions at 01:00.0, one without at 02:00.0 that shares its group with 02:00.1, and one in no group.
@@ -205,6 +205,33 @@ fn errors_say_what_to_do() {
     ] {
         assert!(error.ends_with("permission denied: run as root"), "{error}");
     }
+}
+
+/// A kernel that answers every write with one error.
+struct Refusing(i32);
+
+impl Attributes for Refusing {
+    fn write(&self, _path: &Path, _value: &str) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(self.0))
+    }
+}
+
+#[test]
+fn what_the_kernel_refuses_is_said() {
+    let root = TempDir::new().unwrap();
+    let (sysfs, _) = machine(root.path());
+    let refusing = |errno| {
+        let sysfs = Sysfs::new(root.path(), Arc::new(Refusing(errno)));
+        message(sysfs.enable(at("01:00.0"), 1))
+    };
+    let (busy, io, no_entry) = (refusing(16), refusing(5), refusing(2));
+    assert!(busy.contains("are being changed or used by somebody else: release them"));
+    assert!(io.contains("sriov_numvfs: Input/output error"), "{io}");
+    assert!(no_entry.contains("set the parameter enable_sriov of vfio-pci"));
+    let total = sysfs.folder(at("01:00.0")).join("sriov_totalvfs");
+    fs::write(total, "many").unwrap();
+    let parse = message(sysfs.enable(at("01:00.0"), 1));
+    assert!(parse.ends_with("sriov_totalvfs: reads \"many\""), "{parse}");
 }
 
 #[test]

@@ -84,8 +84,19 @@ impl VfioDevice for Card {
     fn vectors(&self, interrupt: Interrupt) -> u32 {
         VfioDevice::vectors(&self.0, interrupt)
     }
-    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
-        self.0.connect(interrupt, eventfds)
+    fn grows(&self, interrupt: Interrupt) -> bool {
+        self.0.grows(interrupt)
+    }
+    fn connect(
+        &self,
+        interrupt: Interrupt,
+        first: u32,
+        eventfds: &[Option<&EventFd>],
+    ) -> io::Result<()> {
+        self.0.connect(interrupt, first, eventfds)
+    }
+    fn disconnect(&self, interrupt: Interrupt) -> io::Result<()> {
+        self.0.disconnect(interrupt)
     }
     fn resample(&self, eventfd: &EventFd) -> io::Result<()> {
         self.0.resample(eventfd)
@@ -375,7 +386,7 @@ fn interrupts_are_the_owners() {
             EventFd::new(0).unwrap(),
             EventFd::new(EFD_NONBLOCK).unwrap(),
         );
-        guest.remote.connect(PIN, &[&pin]).unwrap();
+        guest.remote.connect(PIN, 0, &[Some(&pin)]).unwrap();
         guest.remote.resample(&resample).unwrap();
         (pin, resample)
     });
@@ -657,7 +668,9 @@ fn an_arbiter_is_found_by_its_path_and_missed_when_it_goes() {
     let remote = connect().unwrap();
     server.join().unwrap();
     let error = EventFd::new(0).unwrap();
-    remote.connect(Interrupt::Error, &[&error]).unwrap();
+    remote
+        .connect(Interrupt::Error, 0, &[Some(&error)])
+        .unwrap();
     assert_eq!(error.read().unwrap(), 1);
     remote.write(BAR, 0, &[0; 4]).unwrap_err();
 }

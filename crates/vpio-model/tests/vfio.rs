@@ -191,7 +191,7 @@ fn descriptors_are_back_before_the_interrupt() {
         EventFd::new(0).unwrap(),
         EventFd::new(EFD_NONBLOCK).unwrap(),
     );
-    machine.modelled.connect(PIN, &[&guest]).unwrap();
+    machine.modelled.connect(PIN, 0, &[Some(&guest)]).unwrap();
     machine.modelled.resample(&resample).unwrap();
     // The card sends, says so, and interrupts.
     machine.dma.write_shadow(12, &[1]);
@@ -205,7 +205,7 @@ fn descriptors_are_back_before_the_interrupt() {
     assert!(card.unmask_pin());
     assert_eq!(guest.read().unwrap(), 1);
 
-    machine.modelled.connect(PIN, &[]).unwrap();
+    machine.modelled.disconnect(PIN).unwrap();
     assert_eq!(card.connected(PIN), 0);
 }
 
@@ -235,7 +235,7 @@ fn a_card_is_reset_through_its_ports_and_nothing_else_is_done_there() {
 fn a_device_that_does_not_interrupt_is_looked_at() {
     let machine = Machine::new(models::E1000, &[0x2_0000, 64]);
     let guest = EventFd::new(EFD_NONBLOCK).unwrap();
-    machine.modelled.connect(PIN, &[&guest]).unwrap();
+    machine.modelled.connect(PIN, 0, &[Some(&guest)]).unwrap();
     let ring = words(&[0x5000, 0, 0x0b00_0040, 0]);
     machine
         .memory
@@ -271,8 +271,19 @@ impl VfioDevice for Stubborn {
     fn vectors(&self, interrupt: Interrupt) -> u32 {
         VfioDevice::vectors(&self.0, interrupt)
     }
-    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
-        self.0.connect(interrupt, eventfds)
+    fn grows(&self, interrupt: Interrupt) -> bool {
+        self.0.grows(interrupt)
+    }
+    fn connect(
+        &self,
+        interrupt: Interrupt,
+        first: u32,
+        eventfds: &[Option<&EventFd>],
+    ) -> io::Result<()> {
+        self.0.connect(interrupt, first, eventfds)
+    }
+    fn disconnect(&self, interrupt: Interrupt) -> io::Result<()> {
+        self.0.disconnect(interrupt)
     }
     fn resample(&self, eventfd: &EventFd) -> io::Result<()> {
         self.0.resample(eventfd)

@@ -6,7 +6,7 @@ use virtio_devices::net::MacAddress;
 
 use super::size;
 use super::vhost_user::{self, VhostUserArg};
-use crate::machine::{Emulated, Iommu, MAX_VIRTUAL_NICS, Transport, VtdOptions};
+use crate::machine::{Emulated, HostFunction, Iommu, MAX_VIRTUAL_NICS, Transport, VtdOptions};
 
 /// Runs virtual machines on KVM.
 #[derive(Debug, Parser)]
@@ -84,9 +84,9 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "blk=SOCKET|net=SOCKET", value_parser = vhost_user::parse)]
     pub(super) vhost_user: Vec<VhostUserArg>,
 
-    /// PCI function of the host, bound to vfio-pci (`sriov bind`), for the guest to drive itself; all of the guest's memory is pinned for it, or with `--iommu vtd,caching-mode` what the guest maps. May be repeated
-    #[arg(long, value_name = "BDF[,BDF...]", value_delimiter = ',')]
-    pub(super) vfio: Vec<PciAddress>,
+    /// PCI function of the host, bound to vfio-pci (`sriov bind`), for the guest to drive itself; all of the guest's memory is pinned for it, or with `--iommu vtd,caching-mode` what the guest maps. A virtual function whose physical one is bound to vfio-pci too needs the VF token that was set with the latter, as this sets it. May be repeated
+    #[arg(long, value_name = "BDF[,vf-token=UUID][,BDF...]", value_parser = vfio)]
+    pub(super) vfio: Vec<VfioArg>,
 
     /// The same for a function that the guest only drives as a model of the device allows, which is checked first (`vpio check`); for devices that reach memory in ways that an IOMMU does not tell apart. With `socket=PATH`, one that the guests of other processes have as well, by turns: the socket is that of `vpio serve`. May be repeated
     #[arg(long, value_name = "BDF,model=FILE|socket=PATH", value_parser = vpio)]
@@ -191,6 +191,27 @@ fn net(text: &str) -> Result<NetArg, String> {
         mac,
         sriov,
     })
+}
+
+/// Functions of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct VfioArg(pub(super) Vec<HostFunction>);
+
+fn vfio(text: &str) -> Result<VfioArg, String> {
+    let mut functions: Vec<HostFunction> = Vec::new();
+    for part in text.split(',') {
+        if let Some(uuid) = part.strip_prefix("vf-token=") {
+            let last = functions.last_mut().ok_or("a VF token follows its BDF")?;
+            last.token = Some(uuid.parse().map_err(|error| format!("{error}"))?);
+        } else {
+            let address = part.parse().map_err(|error| format!("{error}"))?;
+            functions.push(HostFunction {
+                address,
+                token: None,
+            });
+        }
+    }
+    Ok(VfioArg(functions))
 }
 
 /// A function that the guest drives as far as a model allows.

@@ -193,7 +193,7 @@ impl Kept {
                 vhost_user,
                 console,
                 emulated: args.devices.iter().copied().map(Into::into).collect(),
-                assigned: args.vfio.clone(),
+                assigned: args.vfio.iter().flat_map(|arg| arg.0.clone()).collect(),
                 modelled: self.modelled.clone(),
                 shared: shared.collect(),
             },

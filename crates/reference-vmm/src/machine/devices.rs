@@ -5,7 +5,6 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use sriov_vfio::sysfs::PciAddress;
 use virtio_devices::block::{Block, BlockBackend, BlockOptions, FileDisk};
 use virtio_devices::console::{Console, Port};
 use virtio_devices::net::{MacAddress, Net, Tap};
@@ -17,6 +16,7 @@ use super::board::Motherboard;
 use super::disk::Disk;
 use super::emulated::Emulated;
 use super::sriov::VirtualNic;
+use super::vfio::HostFunction;
 use super::vhost_user::VhostUser;
 use super::virtio::{AttachError, Transport, Views, VirtioDevices};
 use super::vpio::ModelledFunction;
@@ -48,7 +48,7 @@ pub struct Peripherals {
     /// Devices that are not virtio's.
     pub emulated: Vec<Emulated>,
     /// Functions of this host that the guest drives itself, bound to `vfio-pci`.
-    pub assigned: Vec<PciAddress>,
+    pub assigned: Vec<HostFunction>,
     /// The same, behind models.
     pub modelled: Vec<ModelledFunction>,
     /// Sockets at which arbiters share such functions with other guests (`vpio serve`). They map the guest's memory.

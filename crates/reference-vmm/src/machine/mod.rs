@@ -29,7 +29,7 @@ pub use emulated::Emulated;
 pub use iommu::{Iommu, IommuError, VtdOptions};
 pub use memory::{Memory, MemoryError};
 pub use sriov::{MAX_VIRTUAL_NICS, VirtualNic};
-pub use vfio::VfioError;
+pub use vfio::{HostFunction, VfioError};
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
 pub use vpio::{Denial, ModelledFunction, ModelledUse, VpioError};

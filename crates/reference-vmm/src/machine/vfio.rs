@@ -7,15 +7,15 @@ use std::sync::Arc;
 
 use iommu_emul::shadow::Shadow;
 use kvm_bindings::{kvm_create_device, kvm_device_type_KVM_DEV_TYPE_VFIO};
-use pio_mmio_bus::pci::{PciFunction, RequesterId, RootError};
+use kvm_ioctls::DeviceFd;
+use pio_mmio_bus::pci::{RequesterId, RootError};
 use sriov_vfio::sysfs::{PciAddress, Sysfs, SysfsError};
 use sriov_vfio::vfio::iommu::VfioIommu;
-use sriov_vfio::vfio::kernel::Container;
+use sriov_vfio::vfio::kernel::Groups;
 use sriov_vfio::vfio::{
     AssignError, AssignedFunction, DmaError, GuestWindow, GuestWindows, Notice, OpenError, Policy,
-    VfioDevice, map_guest_memory,
+    VfToken, VfioDevice, VfioHost, VfioSpace, map_guest_memory, reset_functions,
 };
-use vfio_ioctls::VfioDeviceFd;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -30,6 +30,15 @@ use crate::kvm::{KvmError, Vm, Window};
 
 /// Device number of the first of them on bus 0; the others come before it.
 const FIRST: u8 = 24;
+
+/// A function of this host that the guest drives itself, bound to `vfio-pci`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostFunction {
+    /// Where the host has it.
+    pub address: PciAddress,
+    /// The VF token of its physical function, if that is bound to `vfio-pci` too, or the one that it gets if it is physical itself.
+    pub token: Option<VfToken>,
+}
 
 /// Why a function of the host could not be given to the guest.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +92,7 @@ pub enum VfioError {
 
 /// The functions that the guest has.
 pub(super) struct Assigned {
-    functions: Vec<Arc<AssignedFunction>>,
+    functions: Vec<(PciAddress, Arc<AssignedFunction>)>,
     /// Where their interrupt pins lead.
     pins: Vec<ResampledPin>,
     /// What the guest maps for each, if they are behind an IOMMU.
@@ -96,9 +105,9 @@ pub(super) struct Assigned {
 
 impl Assigned {
     /// Takes the functions from the host, lets them reach the guest's memory, or what `translation` maps of it, and puts them on bus 0:
-    /// those at `addresses`, those that are behind models, and those that arbiters share at sockets.
+    /// those in `plain`, those that are behind models, and those that arbiters share at sockets.
     pub(super) fn attach(
-        (addresses, modelled, shared): (&[PciAddress], &[ModelledFunction], &[PathBuf]),
+        (plain, modelled, shared): (&[HostFunction], &[ModelledFunction], &[PathBuf]),
         vm: &Vm,
         board: &Motherboard,
         translation: Option<&Translation>,
@@ -116,38 +125,41 @@ impl Assigned {
                 return Err(VpioError::SharedIommu(socket.clone()).into());
             }
             let behind = Behind::join(socket, vm.memory(), &board.stop)?;
-            let (address, index) = (behind.address(), addresses.len() + modelled.len() + index);
+            let (address, index) = (behind.address(), plain.len() + modelled.len() + index);
             let function = show(behind.device(), None, address, vm, board)?;
             notices.extend(assigned.put(function, index, address, board)?);
             assigned.behind.push(behind);
         }
-        if addresses.is_empty() && modelled.is_empty() {
-            if !notices.is_empty() {
-                assigned._watch = Some(Watch::spawn("vfio", notices).map_err(MachineError::Host)?);
-            }
+        if plain.is_empty() && modelled.is_empty() {
+            assigned.watch(notices)?;
             return Ok(assigned);
         }
-        let kvm = kvm_device(vm)?;
-        let container = || Container::new(Some(kvm.clone())).map_err(VfioError::from);
-        let together = container()?;
-        let plain = addresses.iter().map(|address| (*address, None));
-        let modelled = modelled
-            .iter()
-            .map(|function| (function.address, Some(function)));
-        let all: Vec<_> = plain.chain(modelled).collect();
+        let host = Groups::new(Sysfs::default(), Some(kvm_device(vm)?));
+        let space = || host.space().map_err(VfioError::from);
+        let together = space()?;
+        let unmodelled = plain.iter().map(|function| (*function, None));
+        let modelled = modelled.iter().map(|function| {
+            let address = function.address;
+            let token = None;
+            (HostFunction { address, token }, Some(function))
+        });
+        let all: Vec<_> = unmodelled.chain(modelled).collect();
         let own = |model: Option<_>| translation.is_some() || model.is_some();
-        check_groups(all.iter().map(|&(address, model)| (address, own(model))))?;
-        for (index, &(address, model)) in all.iter().enumerate() {
-            if all.iter().take(index).any(|(other, _)| *other == address) {
+        let groups = all.iter();
+        check_groups(groups.map(|&(function, model)| (function.address, own(model))))?;
+        for (index, &(host, model)) in all.iter().enumerate() {
+            let address = host.address;
+            let mut before = all.iter().take(index);
+            if before.any(|(other, _)| other.address == address) {
                 return Err(VfioError::Twice(address).into());
             }
             let devfn = RequesterId::devfn_of(number_of(index), 0);
             let function = match (translation, model) {
-                (None, None) => taken(&together, address, vm, board)?,
+                (None, None) => taken(&together, host, vm, board)?,
                 (None, Some(model)) => {
                     // An address space of its own: no other function reaches the copies of its descriptors.
-                    let own = container()?;
-                    let device = open(&own, address)?;
+                    let own = space()?;
+                    let device = open(&own, host)?;
                     let behind = Behind::new(model, device, &*own, vm.memory(), &board.stop)?;
                     let function = show(behind.device(), identity(address)?, address, vm, board)?;
                     assigned.behind.push(behind);
@@ -156,8 +168,8 @@ impl Assigned {
                 (Some(_), Some(_)) => return Err(VpioError::Iommu(address).into()),
                 (Some(Translation::Vtd(vtd)), None) => {
                     // An address space of its own, as the guest may map something else for each.
-                    let own = container()?;
-                    let function = taken(&own, address, vm, board)?;
+                    let own = space()?;
+                    let function = taken(&own, host, vm, board)?;
                     let iommu = VfioIommu::new(own, vm.memory().clone());
                     let shadow = vtd.shadow(RequesterId::new(0, devfn), iommu);
                     if shadow.counts().refused != 0 {
@@ -170,13 +182,20 @@ impl Assigned {
             };
             notices.extend(assigned.put(function, index, address, board)?);
         }
-        if translation.is_none() && !addresses.is_empty() {
+        if translation.is_none() && !plain.is_empty() {
             // VFIO has an address space once it has a function.
             map_guest_memory(&*together, vm.memory()).map_err(VfioError::from)?;
         }
-        let watch = Watch::spawn("vfio", notices).map_err(MachineError::Host)?;
-        assigned._watch = Some(watch);
+        assigned.watch(notices)?;
         Ok(assigned)
+    }
+
+    /// Watches, if there is anything to watch.
+    fn watch(&mut self, notices: Vec<Action>) -> Result<(), MachineError> {
+        if !notices.is_empty() {
+            self._watch = Some(Watch::spawn("vfio", notices).map_err(MachineError::Host)?);
+        }
+        Ok(())
     }
 
     /// Puts a function on bus 0, the `index`th of all. What is to be watched.
@@ -194,15 +213,13 @@ impl Assigned {
         self.pins
             .extend(connect_pin(address, number, &function, board)?);
         let notices = connect_notices(address, &function, &board.stop)?;
-        self.functions.push(function);
+        self.functions.push((address, function));
         Ok(notices)
     }
 
     /// Resets the functions: on return no DMA is in flight.
     pub(super) fn stop(&self) {
-        for function in &self.functions {
-            function.reset();
-        }
+        reset_functions(&self.functions);
     }
 
     /// What was done with those that are behind models.
@@ -236,19 +253,19 @@ fn check_groups(functions: impl Iterator<Item = (PciAddress, bool)>) -> Result<(
 }
 
 /// Takes a function from the host.
-fn open(container: &Arc<Container>, address: PciAddress) -> Result<Arc<dyn VfioDevice>, VfioError> {
-    Ok(container.open(&Sysfs::default(), address)?)
+fn open(space: &Arc<dyn VfioSpace>, host: HostFunction) -> Result<Arc<dyn VfioDevice>, VfioError> {
+    Ok(Arc::clone(space).open(host.address, host.token)?)
 }
 
 /// Takes a function from the host and shows its BARs.
 fn taken(
-    container: &Arc<Container>,
-    address: PciAddress,
+    space: &Arc<dyn VfioSpace>,
+    host: HostFunction,
     vm: &Vm,
     board: &Motherboard,
 ) -> Result<Arc<AssignedFunction>, VfioError> {
-    let device = open(container, address)?;
-    show(device, identity(address)?, address, vm, board)
+    let device = open(space, host)?;
+    show(device, identity(host.address)?, host.address, vm, board)
 }
 
 /// What the host takes a function for: a virtual one does not say it itself.
@@ -331,15 +348,13 @@ fn connect_notices(
 }
 
 /// KVM's view of VFIO: without, KVM does not know of devices that do not snoop caches.
-fn kvm_device(vm: &Vm) -> Result<Arc<VfioDeviceFd>, KvmError> {
+fn kvm_device(vm: &Vm) -> Result<DeviceFd, KvmError> {
     let mut device = kvm_create_device {
         type_: kvm_device_type_KVM_DEV_TYPE_VFIO,
         ..Default::default()
     };
-    let device = vm
-        .create_device(&mut device)
-        .map_err(KvmError::call("create the VFIO device"))?;
-    Ok(Arc::new(VfioDeviceFd::new_from_kvm(device)))
+    vm.create_device(&mut device)
+        .map_err(KvmError::call("create the VFIO device"))
 }
 
 /// The memory slots of a VM.

@@ -121,8 +121,19 @@ fn run(cli: Cli) -> Result<()> {
         Command::Disable { pf } => sysfs.disable(pf)?,
         Command::Bind { bdf, driver } => {
             sysfs.bind(bdf, &driver)?;
-            if let Some(group) = sysfs.function(bdf)?.group {
+            let function = sysfs.function(bdf)?;
+            if let Some(group) = function.group {
                 writeln!(out, "/dev/vfio/{group}")?;
+            }
+            if let Some(physical) = sysfs.token_holder(&function)? {
+                eprintln!(
+                    "sriov: {bdf} needs the VF token that was set with {physical}: reference-vmm --vfio {bdf},vf-token=UUID"
+                );
+            }
+            if matches!(function.role, Role::Physical { .. }) {
+                eprintln!(
+                    "sriov: for others to have virtual functions of it, set a VF token: reference-vmm --vfio {bdf},vf-token=UUID"
+                );
             }
         }
         Command::Release { bdf } => sysfs.release(bdf)?,
@@ -146,7 +157,9 @@ fn print(out: &mut impl Write, sysfs: &Sysfs, function: &Function) -> Result<()>
         Some(group) => write!(out, ", group {group}")?,
         None => write!(out, ", no IOMMU group")?,
     }
-    for (other, driver) in sysfs.holders(function)? {
+    for &other in &function.group_others {
+        let driver = sysfs.function(other)?.driver;
+        let driver = driver.as_deref().unwrap_or("no driver");
         write!(out, " with {other} ({driver})")?;
     }
     match &function.role {

@@ -20,3 +20,10 @@ pub const NO_SOFT_RESET: u16 = 0x0008;
 
 /// Length of version 1 of the PCI Express capability in an endpoint, in bytes (PCI Express 1.1 §7.8).
 pub const EXPRESS_1_LENGTH: usize = 0x14;
+
+/// Advanced features of conventional PCI.
+pub const ADVANCED_FEATURES: u8 = 0x13;
+/// Advanced features: what there is of them (PCI, Advanced Capabilities for Conventional PCI, §3).
+pub const ADVANCED_CAPABILITIES: usize = 3;
+/// [`ADVANCED_CAPABILITIES`]: the function can be reset by itself.
+pub const ADVANCED_RESET: u8 = 0x02;

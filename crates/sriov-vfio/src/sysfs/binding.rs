@@ -5,7 +5,7 @@ use std::thread;
 use signal_hook::iterator::Signals;
 use signal_hook::low_level;
 
-use super::{Function, PciAddress, Sysfs, SysfsError};
+use super::{Function, PciAddress, Role, Sysfs, SysfsError};
 
 /// Drivers that do not stop VFIO from giving a group away: they do no DMA, or belong to it.
 const HARMLESS: [&str; 2] = ["pci-stub", "pcieport"];
@@ -58,6 +58,15 @@ impl Sysfs {
             holders.extend(driver.filter(held).map(|driver| (other, driver)));
         }
         Ok(holders)
+    }
+
+    /// The physical function of a virtual one, if VFIO's driver has it too: who opens the virtual one has to name the VF token that was set with it.
+    pub fn token_holder(&self, function: &Function) -> Result<Option<PciAddress>, SysfsError> {
+        let Role::Virtual { physical } = function.role else {
+            return Ok(None);
+        };
+        let driver = self.function(physical)?.driver;
+        Ok(driver.filter(|driver| is_of_vfio(driver)).map(|_| physical))
     }
 
     fn set_override(&self, function: PciAddress, driver: Option<&str>) -> Result<(), SysfsError> {

@@ -37,7 +37,7 @@ pub enum SysfsError {
     },
     /// The physical function has no driver, or one that cannot enable virtual functions.
     #[error(
-        "{0}: its driver does not enable virtual functions: bind the function to the one that does"
+        "{0}: its driver does not enable virtual functions: bind the function to the one that does, or set the parameter enable_sriov of vfio-pci"
     )]
     NoPhysicalDriver(PciAddress),
     /// Somebody else enables or disables virtual functions at the same time, or uses them.

@@ -1,12 +1,12 @@
 use std::io;
 use std::ops::Range;
 
-use bitflags::bitflags;
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::memory::HostMemory;
 use super::migration::Migration;
+use super::token::VfToken;
+use crate::sysfs::PciAddress;
 
 /// A region of a PCI device (Linux, `VFIO_PCI_*_REGION_INDEX`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -64,6 +64,26 @@ impl Interrupt {
     }
 }
 
+/// A function that is reset together with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlotFunction {
+    /// Which.
+    pub function: PciAddress,
+    /// Whose it is.
+    pub holder: Holder,
+}
+
+/// Who has a function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// This process has opened it.
+    Open,
+    /// This process has its IOMMU group and has not opened it.
+    Closed,
+    /// Another process, the host, or nobody.
+    Other,
+}
+
 /// A device that VFIO gave to user space.
 pub trait VfioDevice: Send + Sync {
     /// What there is of a region.
@@ -81,38 +101,46 @@ pub trait VfioDevice: Send + Sync {
     /// How many interrupts of a kind there are.
     fn vectors(&self, interrupt: Interrupt) -> u32;
 
-    /// Lets the first vectors of a kind signal these eventfds, and no others. An empty list switches the kind off.
-    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()>;
+    /// Whether vectors of a kind can be added while it is switched on.
+    fn grows(&self, interrupt: Interrupt) -> bool;
+
+    /// Lets the vectors of a kind from `first` on signal these eventfds, or nothing. The first call switches the kind on, with vectors up to the
+    /// last that it names; later ones are to some of these, or beyond if the kind [`grows`](Self::grows).
+    fn connect(
+        &self,
+        interrupt: Interrupt,
+        first: u32,
+        eventfds: &[Option<&EventFd>],
+    ) -> io::Result<()>;
+
+    /// Switches a kind off.
+    fn disconnect(&self, interrupt: Interrupt) -> io::Result<()>;
 
     /// Unmasks the INTx pin whenever `eventfd` is signalled, which KVM does at the guest's end of interrupt (resampling irqfd).
     fn resample(&self, eventfd: &EventFd) -> io::Result<()>;
 
-    /// Resets the function, by FLR where it can.
+    /// Resets the function alone, by FLR where it can.
     fn reset(&self) -> io::Result<()>;
+
+    /// The functions that a reset of the slot or bus resets, this one among them (Linux, `VFIO_DEVICE_GET_PCI_HOT_RESET_INFO`). Fails where
+    /// there is no such reset, as on a root bus.
+    fn slot(&self) -> io::Result<Vec<SlotFunction>> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Resets the slot or bus, and so all functions in it; refused unless all are this process's.
+    fn reset_slot(&self) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// Has whoever opens a virtual function of this physical one name `token`. Refused by other functions.
+    fn set_vf_token(&self, token: VfToken) -> io::Result<()> {
+        let _ = token;
+        Err(io::ErrorKind::Unsupported.into())
+    }
 
     /// How it is migrated, if it can be.
     fn migration(&self) -> Option<&dyn Migration> {
         None
     }
-}
-
-bitflags! {
-    /// What a device may do to memory.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Access: u32 {
-        /// Read it.
-        const READ = 1 << 0;
-        /// Write it.
-        const WRITE = 1 << 1;
-    }
-}
-
-/// The I/O address space of one or more devices (a container of type 1, an IOAS).
-pub trait DmaSpace: Send + Sync {
-    /// Lets the devices reach `memory` at `iova`, where nothing is mapped. All is page-aligned. The memory is pinned, and kept, until it
-    /// is unmapped.
-    fn map(&self, iova: u64, memory: &HostMemory, access: Access) -> io::Result<()>;
-
-    /// Takes back `size` bytes from `iova` on: whole mappings. After it returns, no device reaches them.
-    fn unmap(&self, iova: u64, size: u64) -> io::Result<()>;
 }

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +13,11 @@ use pio_mmio_bus::pci::{
 use vmm_sys_util::eventfd::EventFd;
 
 use super::config::{ConfigPolicyError, Effects, MsixPlace, PhysicalBar, Policy, VirtualConfig};
-use super::device::{Interrupt, RegionIndex, VfioDevice};
+use super::device::{Holder, Interrupt, RegionIndex, VfioDevice};
 use super::interrupts::Interrupts;
 use super::migration::{self, AssignedState, DeviceState, Migration, MigrationError};
 use super::window::{BarWindows, GuestWindows};
+use crate::sysfs::PciAddress;
 
 /// [`COMMAND`] as configuration accesses have it.
 const COMMAND_REGISTER: u16 = 0x04;
@@ -53,7 +55,7 @@ pub enum Notice {
 pub struct AssignedFunction {
     device: Arc<dyn VfioDevice>,
     shown: Mutex<Shown>,
-    msix: Option<(MsixPlace, Arc<Msix>)>,
+    interrupts: Arc<Interrupts>,
     bars: Vec<(PhysicalBar, DecodedRegion)>,
     failed: Arc<AtomicBool>,
 }
@@ -61,7 +63,6 @@ pub struct AssignedFunction {
 struct Shown {
     config: VirtualConfig,
     upstream: bool,
-    interrupts: Interrupts,
 }
 
 impl AssignedFunction {
@@ -80,15 +81,16 @@ impl AssignedFunction {
         device.read(RegionIndex::Config, 0, &mut bytes)?;
         let bars = physical_bars(&*device, &bytes);
         let mut config = VirtualConfig::new(&bytes, &bars, policy)?;
-        let interrupts = Interrupts::new(&*device, &mut config, router)?;
-        let msix = interrupts.msix().cloned();
+        let interrupts = Interrupts::new(Arc::clone(&device), &mut config, router)?;
+        let (interrupts, failed) = (Arc::new(interrupts), Arc::default());
         let mut regions = Vec::new();
         for place in bars {
             let index = RegionIndex::Bar(u8::try_from(place.index).unwrap_or(u8::MAX));
             let trapped = AssignedBar {
                 device: Arc::clone(&device),
                 index,
-                msix: msix.clone(),
+                interrupts: Arc::clone(&interrupts),
+                failed: Arc::clone(&failed),
             };
             let name = format!("assigned BAR {}", place.index);
             let region = decoder.region(place.kind, place.size, &name, Arc::new(trapped))?;
@@ -107,17 +109,16 @@ impl AssignedFunction {
             shown: Mutex::new(Shown {
                 config,
                 upstream: true,
-                interrupts,
             }),
-            msix,
+            interrupts,
             bars: regions,
-            failed: Arc::default(),
+            failed,
         }))
     }
 
     /// MSI-X, if the device has it.
     pub fn msix(&self) -> Option<&Arc<Msix>> {
-        self.msix.as_ref().map(|(_, msix)| msix)
+        self.interrupts.msix().map(|(_, msix)| msix)
     }
 
     /// The parts of a BAR that may be mapped into the guest: what the kernel allows, in whole pages, without those of the MSI-X table and
@@ -125,7 +126,7 @@ impl AssignedFunction {
     pub fn mappable(&self, index: u8) -> Vec<Range<u64>> {
         let mut parts = self.device.region(RegionIndex::Bar(index)).mappable;
         parts.retain(|part| (part.start | part.end).is_multiple_of(PAGE));
-        if let Some((place, msix)) = &self.msix {
+        if let Some((place, msix)) = self.interrupts.msix() {
             for (bar, trapped) in [table(place, msix), pending(place, msix)] {
                 if bar == index {
                     let start = trapped.start / PAGE * PAGE;
@@ -169,9 +170,9 @@ impl AssignedFunction {
     /// signalled, by KVM's resampling irqfd or by the VMM when the guest ends the interrupt.
     pub fn connect_intx(&self, trigger: &EventFd, resample: &EventFd) -> io::Result<()> {
         let pin = (trigger.try_clone()?, resample.try_clone()?);
-        let mut shown = self.shown();
-        shown.interrupts.set_pin(pin);
-        self.wire(&mut shown)
+        let shown = self.shown();
+        self.interrupts.set_pin(pin);
+        self.wire(&shown)
     }
 
     /// Lets `notice` signal `eventfd`. Whether there is such a notice of this device.
@@ -183,7 +184,8 @@ impl AssignedFunction {
         if self.device.vectors(interrupt) == 0 {
             return Ok(false);
         }
-        self.device.connect(interrupt, &[eventfd]).map(|()| true)
+        let connected = self.device.connect(interrupt, 0, &[Some(eventfd)]);
+        connected.map(|()| true)
     }
 
     /// Stops the device, or lets it run again. While it is stopped it neither reaches memory nor interrupts, and its BARs must not be
@@ -201,7 +203,7 @@ impl AssignedFunction {
     pub fn save(&self, limit: usize) -> Result<AssignedState, MigrationError> {
         let device = migration::save(self.migration()?, limit)?;
         let shown = self.shown();
-        let (msix, msi_pending) = shown.interrupts.save();
+        let (msix, msi_pending) = self.interrupts.save();
         Ok(AssignedState {
             config: shown.config.save(),
             msix,
@@ -223,7 +225,7 @@ impl AssignedFunction {
         let mut shown = self.shown();
         let mut restored = shown.config.clone();
         restored.restore(config).map_err(MigrationError::Config)?;
-        shown.interrupts.restore(msix.as_ref(), *msi_pending)?;
+        self.interrupts.restore(msix.as_ref(), *msi_pending)?;
         migration::load(migration, device)?;
         let [low, high] = restored.command().bits().to_le_bytes();
         // As if the guest wrote it: some of it is the device's.
@@ -232,7 +234,7 @@ impl AssignedFunction {
         }
         shown.config = restored;
         self.place_bars(&shown);
-        Ok(self.wire(&mut shown)?)
+        Ok(self.wire(&shown)?)
     }
 
     fn migration(&self) -> Result<&dyn Migration, MigrationError> {
@@ -271,7 +273,7 @@ impl AssignedFunction {
     }
 
     /// Lets the registers take effect.
-    fn apply(&self, shown: &mut Shown) {
+    fn apply(&self, shown: &Shown) {
         self.place_bars(shown);
         self.note(self.wire(shown));
     }
@@ -282,32 +284,84 @@ impl AssignedFunction {
         }
     }
 
-    fn wire(&self, shown: &mut Shown) -> io::Result<()> {
-        let Shown {
-            config,
-            upstream,
-            interrupts,
-        } = shown;
+    fn wire(&self, shown: &Shown) -> io::Result<()> {
+        let Shown { config, upstream } = shown;
         let master = config.command().contains(Command::BUS_MASTER);
-        interrupts.apply(&*self.device, config, master && *upstream)
+        self.interrupts.apply(config, master && *upstream)
     }
 
-    fn reset_device(&self, shown: &mut Shown) {
+    /// Before a reset: the registers are as after it, nothing is signalled, and no DMA begins any more, should the device not be reset.
+    fn quiesce(&self, shown: &mut Shown) {
         shown.config.reset();
         self.place_bars(shown);
-        self.note(shown.interrupts.reset(&*self.device));
-        self.note(self.device.reset());
+        self.note(self.interrupts.reset());
+        let [master, _] = Command::BUS_MASTER.bits().to_le_bytes();
+        self.note(self.forward(COMMAND_REGISTER, &[0], &[master]));
+    }
+
+    fn reset_alone(&self, shown: &mut Shown) {
+        self.quiesce(shown);
+        let alone = self.slot_mates(shown).is_some_and(|open| open.len() == 1);
+        self.note(self.reset_device(alone));
         self.apply(shown);
+    }
+
+    /// The functions that this process has opened in the slot, if the slot's reset is the one for this function: it has none of its own,
+    /// and nobody else has one there.
+    fn slot_mates(&self, shown: &Shown) -> Option<Vec<PciAddress>> {
+        if shown.config.resets_itself() {
+            return None;
+        }
+        let mut slot = self.device.slot().ok()?;
+        if slot.iter().any(|mate| mate.holder == Holder::Other) {
+            return None;
+        }
+        slot.retain(|mate| mate.holder == Holder::Open);
+        Some(slot.iter().map(|mate| mate.function).collect())
+    }
+
+    /// Resets the device, with its slot or by what the kernel finds for it alone.
+    fn reset_device(&self, slot: bool) -> io::Result<()> {
+        match slot {
+            true => self.device.reset_slot().or_else(|_| self.device.reset()),
+            false => self.device.reset(),
+        }
+    }
+}
+
+/// Resets all functions of a guest, which must not run: on return none of them has DMA in flight. Where a function has no reset of its own,
+/// and all that this process has opened in its slot are among these, the slot is reset, once.
+pub fn reset_functions(functions: &[(PciAddress, Arc<AssignedFunction>)]) {
+    let mut shown: Vec<_> = (functions.iter())
+        .map(|(_, function)| function.shown())
+        .collect();
+    for ((_, function), shown) in functions.iter().zip(&mut shown) {
+        function.quiesce(shown);
+    }
+    let mut done = BTreeSet::new();
+    for ((address, function), shown) in functions.iter().zip(&mut shown) {
+        if done.contains(address) {
+            continue;
+        }
+        let ours = |mate: &PciAddress| functions.iter().any(|(ours, _)| ours == mate);
+        let mates = function.slot_mates(shown);
+        if let Some(mates) = mates.filter(|mates| mates.iter().all(ours))
+            && function.device.reset_slot().is_ok()
+        {
+            done.extend(mates);
+        } else {
+            function.note(function.device.reset());
+        }
+    }
+    for ((_, function), shown) in functions.iter().zip(&shown) {
+        function.apply(shown);
     }
 }
 
 impl PciFunction for AssignedFunction {
     fn read_config(&self, offset: u16, data: &mut [u8]) {
         let mut shown = self.shown();
-        let Shown {
-            config, interrupts, ..
-        } = &mut *shown;
-        interrupts.refresh(config);
+        self.interrupts.refresh(&mut shown.config);
         data.fill(0xff);
         if shown.config.reads_device(offset, data.len()) {
             let inside = CONFIG_SPACE_SIZE
@@ -324,26 +378,26 @@ impl PciFunction for AssignedFunction {
         let mut shown = self.shown();
         let Effects { forwarded, reset } = shown.config.write(offset, data);
         if reset {
-            return self.reset_device(&mut shown);
+            return self.reset_alone(&mut shown);
         }
         for (offset, bytes, mask) in forwarded {
             self.note(self.forward(offset, &bytes, &mask));
         }
-        self.apply(&mut shown);
+        self.apply(&shown);
     }
 
     fn set_requester(&self, requester: RequesterId) {
-        self.shown().interrupts.set_requester(requester);
+        self.interrupts.set_requester(requester);
     }
 
     fn set_upstream(&self, forwarded: bool) {
         let mut shown = self.shown();
         shown.upstream = forwarded;
-        self.apply(&mut shown);
+        self.apply(&shown);
     }
 
     fn reset(&self) {
-        self.reset_device(&mut self.shown());
+        self.reset_alone(&mut self.shown());
     }
 }
 
@@ -351,7 +405,8 @@ impl PciFunction for AssignedFunction {
 struct AssignedBar {
     device: Arc<dyn VfioDevice>,
     index: RegionIndex,
-    msix: Option<(MsixPlace, Arc<Msix>)>,
+    interrupts: Arc<Interrupts>,
+    failed: Arc<AtomicBool>,
 }
 
 /// Who answers an access.
@@ -362,7 +417,7 @@ enum Target<'a> {
 
 impl AssignedBar {
     fn target(&self, offset: u64, width: usize) -> Result<Target<'_>, AccessError> {
-        let Some((place, msix)) = &self.msix else {
+        let Some((place, msix)) = self.interrupts.msix() else {
             return Ok(Target::Device);
         };
         let end = offset.saturating_add(width as u64);
@@ -396,7 +451,13 @@ impl BusDevice for AssignedBar {
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
         match self.target(offset, data.len())? {
-            Target::Msix(msix, offset) => msix.write(offset, data),
+            Target::Msix(msix, offset) => {
+                msix.write(offset, data)?;
+                if self.interrupts.unmasked().is_err() {
+                    self.failed.store(true, Ordering::Relaxed);
+                }
+                Ok(())
+            }
             Target::Device => {
                 let written = self.device.write(self.index, offset, data);
                 written.map_err(|_| AccessError::NoRegister { offset })

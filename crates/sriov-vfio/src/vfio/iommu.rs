@@ -7,8 +7,8 @@ use iommu_emul::mapping::{BackendError, PageRange, PhysicalIommu, Ticket};
 use vm_memory::bitmap::Bitmap;
 use vm_memory::{GuestAddress, GuestMemoryMmap, Permissions};
 
-use super::device::{Access, DmaSpace};
 use super::memory::HostMemory;
+use super::space::{Access, DmaSpace};
 
 /// An I/O address space as a [`PhysicalIommu`]. Physical addresses are the guest's.
 ///

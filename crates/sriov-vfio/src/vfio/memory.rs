@@ -8,7 +8,7 @@ use vm_memory::{
     Address, GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, GuestMemoryRegion,
 };
 
-use super::device::{Access, DmaSpace};
+use super::space::{Access, DmaSpace};
 
 /// Some memory of this process that belongs to a guest, and is kept as long as this value.
 #[derive(Clone)]

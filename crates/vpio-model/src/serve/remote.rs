@@ -327,13 +327,20 @@ impl VfioDevice for Remote {
         }
     }
 
-    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
-        let there = usize::try_from(self.vectors(interrupt)).unwrap_or(0);
-        if eventfds.len() > there {
+    fn grows(&self, _interrupt: Interrupt) -> bool {
+        false
+    }
+
+    fn connect(
+        &self,
+        interrupt: Interrupt,
+        first: u32,
+        eventfds: &[Option<&EventFd>],
+    ) -> io::Result<()> {
+        let (0, [target], 1) = (first, eventfds, self.vectors(interrupt)) else {
             return Err(ErrorKind::InvalidInput.into());
-        }
-        let target = eventfds.first().map(|eventfd| eventfd.try_clone());
-        let target = target.transpose()?;
+        };
+        let target = target.map(EventFd::try_clone).transpose()?;
         let mut targets = lock(&self.targets);
         if interrupt == Interrupt::Error {
             if let (true, Some(target)) = (targets.alone, &target) {
@@ -345,6 +352,15 @@ impl VfioDevice for Remote {
         // What came while nobody listened comes again.
         targets.pin = target;
         ring(&self.bell);
+        Ok(())
+    }
+
+    fn disconnect(&self, interrupt: Interrupt) -> io::Result<()> {
+        let mut targets = lock(&self.targets);
+        match interrupt {
+            Interrupt::Error => targets.error = None,
+            _ => targets.pin = None,
+        }
         Ok(())
     }
 

@@ -179,7 +179,7 @@ impl Server {
         let mut sources = Vec::new();
         if device.vectors(Interrupt::Intx) > 0 {
             let source = EventFd::new(EFD_NONBLOCK)?;
-            device.connect(Interrupt::Intx, &[&source])?;
+            device.connect(Interrupt::Intx, 0, &[Some(&source)])?;
             device.resample(&unmask)?;
             sources.push(source);
         }

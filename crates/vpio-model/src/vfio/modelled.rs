@@ -176,21 +176,33 @@ impl<D: Dma + Send + 'static> VfioDevice for Modelled<D> {
         self.inner.vectors(interrupt)
     }
 
+    fn grows(&self, interrupt: Interrupt) -> bool {
+        self.inner.grows(interrupt)
+    }
+
     /// The model is told of an interrupt before whoever waits for it.
-    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
-        let mut relays = lock(&self.relays);
-        if eventfds.is_empty() || matches!(interrupt, Interrupt::Error | Interrupt::Request) {
-            self.inner.connect(interrupt, eventfds)?;
-            relays.retain(|(kind, _)| *kind != interrupt);
-            return Ok(());
+    fn connect(
+        &self,
+        interrupt: Interrupt,
+        first: u32,
+        eventfds: &[Option<&EventFd>],
+    ) -> io::Result<()> {
+        let nothing = eventfds.iter().all(Option::is_none);
+        if nothing || matches!(interrupt, Interrupt::Error | Interrupt::Request) {
+            return self.inner.connect(interrupt, first, eventfds);
         }
         let (mut sources, mut targets) = (Vec::new(), Vec::new());
-        for eventfd in eventfds {
+        for eventfd in eventfds.iter().copied().flatten() {
             sources.push(EventFd::new(EFD_NONBLOCK)?);
             targets.push(eventfd.try_clone()?);
         }
-        self.inner
-            .connect(interrupt, &sources.iter().collect::<Vec<_>>())?;
+        let mut connected = sources.iter();
+        let connected = eventfds
+            .iter()
+            .map(|eventfd| eventfd.and_then(|_| connected.next()));
+        let connected: Vec<_> = connected.collect();
+        self.inner.connect(interrupt, first, &connected)?;
+        let mut relays = lock(&self.relays);
         let (device, counters) = (Arc::clone(&self.device), Arc::clone(&self.counters));
         let tell = move |event| match event {
             Event::Interrupt(vector) => {
@@ -204,9 +216,15 @@ impl<D: Dma + Send + 'static> VfioDevice for Modelled<D> {
                 let _denied = lock(&device).timer();
             }
         };
-        let relay = Relay::start(sources, self.ticks, tell)?;
-        relays.retain(|(kind, _)| *kind != interrupt);
-        relays.push((interrupt, relay));
+        // One of them tells of time.
+        let ticks = self.ticks && relays.is_empty();
+        relays.push((interrupt, Relay::start(sources, ticks, tell)?));
+        Ok(())
+    }
+
+    fn disconnect(&self, interrupt: Interrupt) -> io::Result<()> {
+        self.inner.disconnect(interrupt)?;
+        lock(&self.relays).retain(|(kind, _)| *kind != interrupt);
         Ok(())
     }
 

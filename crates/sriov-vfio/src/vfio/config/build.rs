@@ -55,6 +55,7 @@ impl VirtualConfig {
             msix: None,
             msi: None,
             reset: None,
+            resets_itself: false,
         };
         let [header] = bytes(&device, HEADER_TYPE);
         if header & !MULTI_FUNCTION != 0 {
@@ -158,6 +159,9 @@ impl VirtualConfig {
         for &offset in &places {
             let [id, _, low, high] = bytes(device, offset);
             let (treatment, length) = policy.standard(id, u16::from_le_bytes([low, high]));
+            let [features] = bytes(device, offset + capability::ADVANCED_CAPABILITIES);
+            self.resets_itself |=
+                id == capability::ADVANCED_FEATURES && features & capability::ADVANCED_RESET != 0;
             if treatment == Treatment::Hidden || length < 3 {
                 continue;
             }
@@ -273,6 +277,7 @@ impl VirtualConfig {
                 }
                 if features & express::FUNCTION_LEVEL_RESET != 0 {
                     self.reset = Some((start + express::DEVICE_CONTROL + 1, upper));
+                    self.resets_itself = true;
                 }
             }
             Treatment::Msi => {

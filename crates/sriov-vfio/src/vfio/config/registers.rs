@@ -120,6 +120,8 @@ pub struct VirtualConfig {
     pub(super) msi: Option<MsiPlace>,
     /// The byte and bit that ask for a reset.
     pub(super) reset: Option<(usize, u8)>,
+    /// Whether the device says that it can reset the function.
+    pub(super) resets_itself: bool,
 }
 
 impl VirtualConfig {
@@ -152,6 +154,11 @@ impl VirtualConfig {
                 *low = *low & !capable | log2 << 1;
             }
         }
+    }
+
+    /// Whether the device has a function-level reset, which the guest may ask for by PCI Express alone.
+    pub fn resets_itself(&self) -> bool {
+        self.resets_itself
     }
 
     /// The interrupt pin that the guest sees.

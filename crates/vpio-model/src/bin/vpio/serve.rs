@@ -10,8 +10,8 @@ use std::sync::Arc;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use sriov_vfio::sysfs::{PciAddress, Sysfs};
-use sriov_vfio::vfio::VfioDevice;
-use sriov_vfio::vfio::kernel::Container;
+use sriov_vfio::vfio::VfioSpace;
+use sriov_vfio::vfio::kernel::Groups;
 use vpio_model::arbiter::{InputPolicy, Sharing};
 use vpio_model::serve::{Event, Listener, Server, Shown};
 
@@ -63,8 +63,8 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         say(format_args!("unsafe: {finding}"));
     }
     ensure!(report.is_safe(), "the model is unsafe");
-    let space = Container::new(None)?;
-    let device: Arc<dyn VfioDevice> = space.open(&Sysfs::default(), args.function)?;
+    let space = Groups::new(Sysfs::default(), None).container()?;
+    let device = space.clone().open(args.function, None)?;
     let sharing = Sharing {
         quantum: args.quantum,
         patience: args.patience,

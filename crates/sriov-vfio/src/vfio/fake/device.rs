@@ -1,39 +1,46 @@
-//! A device and an I/O address space that answer by themselves, for tests, fuzzers and demonstrations: fakes of the seam. What they do not know
-//! about a kernel is what the lab is for.
-
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vm_memory::MmapRegion;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Access, DmaSpace, Interrupt, Region, RegionIndex, VfioDevice};
-use super::memory::HostMemory;
-use super::migration::{DeviceState, Migration};
-use super::window::{GuestWindow, GuestWindows};
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use super::{FakeSlot, lock};
+use crate::vfio::device::{Interrupt, Region, RegionIndex, SlotFunction, VfioDevice};
+use crate::vfio::migration::{DeviceState, Migration};
+use crate::vfio::token::VfToken;
 
 /// A device whose regions are memory.
 #[derive(Default)]
 pub struct FakeDevice {
     regions: BTreeMap<RegionIndex, Region>,
     vectors: BTreeMap<Interrupt, u32>,
+    grows: bool,
     migratable: bool,
+    physical: bool,
+    slot: Option<Arc<FakeSlot>>,
     state: Mutex<State>,
+}
+
+/// A call that changes what is signalled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IrqCall {
+    /// Vectors from the first on get eventfds, or none.
+    Connect(Interrupt, u32, Vec<bool>),
+    /// The kind is switched off.
+    Disconnect(Interrupt),
 }
 
 #[derive(Default)]
 struct State {
     bytes: BTreeMap<RegionIndex, Vec<u8>>,
-    connected: BTreeMap<Interrupt, Vec<EventFd>>,
+    connected: BTreeMap<Interrupt, Vec<Option<EventFd>>>,
+    calls: Vec<IrqCall>,
     pin: Pin,
     /// How it is, and what is left to read or was written of its state; `None` is the state of a device that failed.
     migration: Option<(DeviceState, VecDeque<u8>)>,
+    vf_token: Option<VfToken>,
     resets: usize,
     accesses: usize,
 }
@@ -53,7 +60,7 @@ impl State {
             return false;
         }
         let eventfds = self.connected.get(&interrupt);
-        let eventfd = eventfds.and_then(|all| all.get(vector));
+        let eventfd = eventfds.and_then(|all| all.get(vector)?.as_ref());
         eventfd.is_some_and(|eventfd| eventfd.write(1).is_ok())
     }
 
@@ -90,6 +97,29 @@ impl FakeDevice {
         self
     }
 
+    /// Lets vectors of MSI-X be added while it is on, as kernels from 6.4 on do on many machines.
+    pub fn growing(mut self) -> Self {
+        self.grows = true;
+        self
+    }
+
+    /// Puts the device into a slot.
+    pub fn in_slot(mut self, slot: &Arc<FakeSlot>) -> Self {
+        self.slot = Some(Arc::clone(slot));
+        self
+    }
+
+    /// Makes the device a physical function: it takes a VF token.
+    pub fn physical(mut self) -> Self {
+        self.physical = true;
+        self
+    }
+
+    /// The VF token that was set.
+    pub fn vf_token(&self) -> Option<VfToken> {
+        lock(&self.state).vf_token
+    }
+
     /// Lets the device be migrated: its state is what its regions hold, configuration space last.
     pub fn migratable(mut self) -> Self {
         self.migratable = true;
@@ -121,12 +151,16 @@ impl FakeDevice {
         true
     }
 
-    /// How many vectors of a kind are connected.
+    /// How many vectors of a kind signal an eventfd.
     pub fn connected(&self, interrupt: Interrupt) -> usize {
-        lock(&self.state)
-            .connected
-            .get(&interrupt)
-            .map_or(0, Vec::len)
+        let state = lock(&self.state);
+        let vectors = state.connected.get(&interrupt).into_iter().flatten();
+        vectors.filter(|vector| vector.is_some()).count()
+    }
+
+    /// What changed what is signalled since the last time that this was asked, in its order: with a kernel each is an ioctl.
+    pub fn take_irq_calls(&self) -> Vec<IrqCall> {
+        std::mem::take(&mut lock(&self.state).calls)
     }
 
     /// Whether an eventfd unmasks INTx.
@@ -205,32 +239,62 @@ impl VfioDevice for FakeDevice {
         self.vectors.get(&interrupt).copied().unwrap_or(0)
     }
 
-    fn connect(&self, interrupt: Interrupt, eventfds: &[&EventFd]) -> io::Result<()> {
+    fn grows(&self, interrupt: Interrupt) -> bool {
+        self.grows && interrupt == Interrupt::Msix
+    }
+
+    fn connect(
+        &self,
+        interrupt: Interrupt,
+        first: u32,
+        eventfds: &[Option<&EventFd>],
+    ) -> io::Result<()> {
         use Interrupt::{Intx, Msi, Msix};
-        let there = usize::try_from(VfioDevice::vectors(self, interrupt));
-        if there.map_or(true, |there| eventfds.len() > there) {
+        let there = VfioDevice::vectors(self, interrupt);
+        let (Ok(first), Ok(there)) = (usize::try_from(first), usize::try_from(there)) else {
             return Err(ErrorKind::InvalidInput.into());
-        }
-        let eventfds = eventfds.iter().map(|eventfd| eventfd.try_clone());
-        let eventfds = eventfds.collect::<io::Result<Vec<_>>>()?;
+        };
+        let end = first.saturating_add(eventfds.len());
+        let copies = eventfds.iter().map(|eventfd| match eventfd {
+            Some(eventfd) => eventfd.try_clone().map(Some),
+            None => Ok(None),
+        });
+        let copies = copies.collect::<io::Result<Vec<_>>>()?;
         let mut state = lock(&self.state);
+        let given = eventfds.iter().map(Option::is_some).collect();
+        let number = u32::try_from(first).unwrap_or(u32::MAX);
+        state.calls.push(IrqCall::Connect(interrupt, number, given));
         let exclusive = [Intx, Msi, Msix];
         let other = |kind: &Interrupt| *kind != interrupt && state.connected.contains_key(kind);
-        if exclusive.contains(&interrupt) && exclusive.iter().any(other) {
+        let taken = exclusive.contains(&interrupt) && exclusive.iter().any(other);
+        let on = state.connected.get(&interrupt).map(Vec::len);
+        let beyond = on.is_some_and(|on| end > on) && !self.grows(interrupt);
+        if eventfds.is_empty() || end > there || taken || beyond {
             return Err(ErrorKind::InvalidInput.into());
         }
         if interrupt == Intx {
             state.pin.masked = false;
             state.pin.unmask = None;
         }
-        if eventfds.is_empty() {
-            state.connected.remove(&interrupt);
-        } else {
-            state.connected.insert(interrupt, eventfds);
+        let vectors = state.connected.entry(interrupt).or_default();
+        vectors.resize_with(vectors.len().max(end), || None);
+        for (vector, eventfd) in vectors.iter_mut().skip(first).zip(copies) {
+            *vector = eventfd;
         }
         if interrupt == Intx {
             state.signal_pin();
         }
+        Ok(())
+    }
+
+    fn disconnect(&self, interrupt: Interrupt) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.calls.push(IrqCall::Disconnect(interrupt));
+        if interrupt == Interrupt::Intx {
+            state.pin.masked = false;
+            state.pin.unmask = None;
+        }
+        state.connected.remove(&interrupt);
         Ok(())
     }
 
@@ -241,6 +305,24 @@ impl VfioDevice for FakeDevice {
             return Err(ErrorKind::InvalidInput.into());
         }
         state.pin.unmask = Some(eventfd);
+        Ok(())
+    }
+
+    fn slot(&self) -> io::Result<Vec<SlotFunction>> {
+        let slot = self.slot.as_ref().ok_or(ErrorKind::Unsupported)?;
+        Ok(slot.functions())
+    }
+
+    fn reset_slot(&self) -> io::Result<()> {
+        let slot = self.slot.as_ref().ok_or(ErrorKind::Unsupported)?;
+        slot.reset()
+    }
+
+    fn set_vf_token(&self, token: VfToken) -> io::Result<()> {
+        if !self.physical {
+            return Err(ErrorKind::Unsupported.into());
+        }
+        lock(&self.state).vf_token = Some(token);
         Ok(())
     }
 
@@ -291,126 +373,5 @@ impl Migration for FakeDevice {
             Some((DeviceState::Resuming, written)) => written.write_all(data),
             _ => Err(ErrorKind::InvalidInput.into()),
         }
-    }
-}
-
-/// Memory slots that remember what is shown.
-#[derive(Default)]
-pub struct FakeWindows(Arc<Mutex<FakeSlots>>);
-
-#[derive(Default)]
-struct FakeSlots {
-    /// Size in bytes and place of each.
-    slots: Vec<(u64, Option<u64>)>,
-    refuses: bool,
-}
-
-impl FakeWindows {
-    /// What is shown: address and size in bytes, in the order in which the windows were made.
-    pub fn shown(&self) -> Vec<(u64, u64)> {
-        let slots = lock(&self.0);
-        let shown = slots.slots.iter();
-        shown.filter_map(|&(size, at)| Some((at?, size))).collect()
-    }
-
-    /// Refuses to show anything from now on, as a VMM does at a place where there is memory.
-    pub fn refuse(&self) {
-        lock(&self.0).refuses = true;
-    }
-}
-
-impl GuestWindows for FakeWindows {
-    fn window(&self, memory: MmapRegion) -> io::Result<Box<dyn GuestWindow>> {
-        let mut slots = lock(&self.0);
-        slots.slots.push((memory.size() as u64, None));
-        Ok(Box::new(FakeWindow {
-            slots: Arc::clone(&self.0),
-            number: slots.slots.len() - 1,
-        }))
-    }
-}
-
-struct FakeWindow {
-    slots: Arc<Mutex<FakeSlots>>,
-    number: usize,
-}
-
-impl GuestWindow for FakeWindow {
-    fn show(&self, at: Option<u64>) -> io::Result<()> {
-        let mut slots = lock(&self.slots);
-        if slots.refuses && at.is_some() {
-            return Err(ErrorKind::AlreadyExists.into());
-        }
-        let slot = slots.slots.get_mut(self.number);
-        slot.ok_or(ErrorKind::NotFound)?.1 = at;
-        Ok(())
-    }
-}
-
-/// An I/O address space by the rules of type 1: no overlaps, whole mappings are unmapped, a limit on their number.
-#[derive(Default)]
-pub struct FakeDmaSpace {
-    mappings: Mutex<BTreeMap<u64, (HostMemory, Access)>>,
-    operations: Mutex<(usize, usize)>,
-    limit: Option<usize>,
-}
-
-impl FakeDmaSpace {
-    /// A space that holds no more than `limit` mappings.
-    pub fn with_limit(limit: usize) -> Self {
-        Self {
-            limit: Some(limit),
-            ..Self::default()
-        }
-    }
-
-    /// The mappings: I/O address, size in bytes, access.
-    pub fn mappings(&self) -> Vec<(u64, u64, Access)> {
-        let mappings = lock(&self.mappings);
-        let all = mappings.iter();
-        all.map(|(&iova, (memory, access))| (iova, memory.size(), *access))
-            .collect()
-    }
-
-    /// How many maps and unmaps there were: with a kernel each is an ioctl.
-    pub fn operations(&self) -> (usize, usize) {
-        *lock(&self.operations)
-    }
-}
-
-impl DmaSpace for FakeDmaSpace {
-    fn map(&self, iova: u64, memory: &HostMemory, access: Access) -> io::Result<()> {
-        lock(&self.operations).0 += 1;
-        let mut mappings = lock(&self.mappings);
-        let aligned = (iova | memory.size()).is_multiple_of(4096) && memory.size() != 0;
-        let last = iova.checked_add(memory.size().wrapping_sub(1));
-        let (true, Some(last)) = (aligned, last) else {
-            return Err(ErrorKind::InvalidInput.into());
-        };
-        let before = mappings.range(..=last).next_back();
-        if before.is_some_and(|(first, (other, _))| first + (other.size() - 1) >= iova) {
-            return Err(ErrorKind::AlreadyExists.into());
-        }
-        if self.limit.is_some_and(|limit| mappings.len() >= limit) {
-            return Err(ErrorKind::StorageFull.into());
-        }
-        mappings.insert(iova, (memory.clone(), access));
-        Ok(())
-    }
-
-    fn unmap(&self, iova: u64, size: u64) -> io::Result<()> {
-        lock(&self.operations).1 += 1;
-        let mut mappings = lock(&self.mappings);
-        let last = size.checked_sub(1).and_then(|rest| iova.checked_add(rest));
-        let last = last.ok_or(ErrorKind::InvalidInput)?;
-        let split = |address: u64| {
-            let before = mappings.range(..address).next_back();
-            before.is_some_and(|(first, (memory, _))| first + (memory.size() - 1) >= address)
-        };
-        if split(iova) || last.checked_add(1).is_some_and(split) {
-            return Err(ErrorKind::InvalidInput.into());
-        }
-        mappings.retain(|first, _| !(iova..=last).contains(first));
-        Ok(())
     }
 }
