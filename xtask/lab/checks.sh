@@ -12,4 +12,5 @@ check() { # check WHAT COMMAND…
 }
 sum() { sha256sum | cut -c1-64; }
 same() { [ -n "$1" ] && [ "$1" = "$2" ]; }
+load() { command modprobe -d "$LAB_KERNEL_ROOT" "$1" || echo "host: cannot load $1"; }
 no_fault() { ! dmesg | grep -i "DMAR.*fault"; }

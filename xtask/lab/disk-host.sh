@@ -6,7 +6,6 @@
 # VMM    reference-vmm and its arguments, but for the function
 # WORK   a folder for what is not kept
 set -u
-load() { modprobe -d "$LAB_KERNEL_ROOT" "$1" || echo "host: cannot load $1"; }
 devices=/sys/bus/pci/devices
 disk=$(basename "$(dirname "$(grep -l 0x010802 $devices/*/class)")")
 # The board has an AHCI controller of its own, at 00:1f.2.

@@ -1,7 +1,8 @@
-# Runs in the lab's host, which has VT-d, an 82576 (igb) and a card without SR-IOV: one `host: WHAT: RESULT` line for each check.
+# Runs in the lab's host, which has VT-d, an 82576 (igb) and an 82574 (e1000e), without SR-IOV and without a reset of its own, each behind a root
+# port: one `host: WHAT: RESULT` line for each check.
 #
 # SRIOV  the program
-# PROBE  the example that opens a function
+# PROBE  the example that opens functions
 set -u
 sriov() { "$SRIOV" "$@" 2>/tmp/errors >/tmp/out; }
 # refused WORDS COMMAND…: the program ends with an error that contains WORDS.
@@ -16,7 +17,6 @@ has_driver() { [ "$(driver "$1")" = "$2" ]; }
 virtual() { ls -d "$devices/$pf"/virtfn* 2>/dev/null | wc -l; }
 has_virtual() { [ "$(virtual)" = "$1" ]; }
 
-load() { modprobe -d "$LAB_KERNEL_ROOT" "$1" || echo "host: cannot load $1"; }
 pf=$(basename "$(dirname "$(ls $devices/*/sriov_totalvfs)")")
 plain=$(basename "$(dirname "$(grep -l 0x10d3 $devices/*/device)")")
 
@@ -40,12 +40,31 @@ load vfio_iommu_type1
 check "bind" sriov bind "$vf"
 check "vfio-pci has it" has_driver "$vf" vfio-pci
 check "the group is there" [ -c "$(cat /tmp/out)" ]
-timeout 60 "$PROBE" "$vf" || failed=1
+timeout 60 "$PROBE" function "$vf" || failed=1
 check "release" sriov release "$vf"
 check "igbvf has it again" has_driver "$vf" igbvf
 check "enable 4 goes through 0" sriov enable "$pf" 4 --no-driver
 check "sysfs has 4 without driver" has_virtual 4
 check "disable" sriov disable "$pf"
 has_virtual 0 || failed=1
+
+# A physical function that user space has: who has a virtual one needs its token, and may not reset what both are on.
+check "vfio-pci takes the physical function" sriov bind "$pf"
+check "what a token is for is said" grep -q "vf-token" /tmp/errors
+check "vfio-pci enables nothing of its own accord" refused "enable_sriov" enable "$pf" 1
+echo 1 >/sys/module/vfio_pci/parameters/enable_sriov
+timeout 60 "$PROBE" token "$pf" || failed=1
+check "vfio-pci enables one" sriov enable "$pf" 1
+vf=$(cat /tmp/out)
+check "vfio-pci takes the virtual function" sriov bind "$vf"
+check "that it needs a token is said" grep -q "needs the VF token" /tmp/errors
+check "vfio-pci disables it" sriov disable "$pf"
+check "the host has the physical function again" sriov release "$pf"
+load e1000e
+check "vfio-pci takes the other card" sriov bind "$plain"
+timeout 60 "$PROBE" slot "$plain" || {
+    failed=1
+    dmesg | tail -n 20
+}
 dmesg | grep -i "DMAR.*fault" && failed=1
 exit $failed

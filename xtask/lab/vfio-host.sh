@@ -9,7 +9,6 @@
 # WORK           a folder for what is not kept
 set -u
 modprobe() { command modprobe -d "$LAB_KERNEL_ROOT" "$1"; }
-load() { modprobe "$1" || echo "host: cannot load $1"; }
 devices=/sys/bus/pci/devices
 own=$(basename "$(dirname "$(grep -l 0x10d3 $devices/*/device)")")
 mkdir -p "$WORK/www" "$WORK/page" "$WORK/bin"

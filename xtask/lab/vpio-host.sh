@@ -7,8 +7,6 @@
 # MODELS  the folder with the models
 # WORK    a folder for what is not kept
 set -u
-modprobe() { command modprobe -d "$LAB_KERNEL_ROOT" "$1"; }
-load() { modprobe "$1" || echo "host: cannot load $1"; }
 devices=/sys/bus/pci/devices
 mkdir -p "$WORK/www"
 # named ID: the function with this vendor and device that is behind a root port.

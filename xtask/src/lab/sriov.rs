@@ -15,24 +15,26 @@ const SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/sriov-host.sh")
 );
-/// One machine with an IOMMU and a card with 7 virtual functions behind a root port, one card without SR-IOV. All memory is below 4 GiB, as in
-/// the scenario `vfio`.
-const HARDWARE: [&str; 12] = [
+/// One machine with an IOMMU and two cards behind root ports: one with 7 virtual functions, and one without SR-IOV. All memory is below 4 GiB, as
+/// in the scenario `vfio`. Of a faster port the kernel waits in vain for its link after a reset of what is behind it.
+const HARDWARE: [&str; 14] = [
     "-m",
     "2800M",
     "-device",
     "intel-iommu,intremap=on,caching-mode=on,aw-bits=48",
     "-device",
     "pcie-root-port,id=rp0,chassis=1",
+    "-device",
+    "pcie-root-port,id=rp1,chassis=2,x-speed=5",
     "-netdev",
     "user,id=n0",
     "-device",
     "igb,bus=rp0,netdev=n0",
     "-device",
-    "e1000e",
+    "e1000e,bus=rp1",
 ];
 /// How many checks the script makes: all of them must have been made.
-pub const CHECKS: usize = 34;
+pub const CHECKS: usize = 53;
 
 /// Runs the scenario and returns a line for each check.
 pub fn run(progress: &Progress) -> Result<Vec<String>> {
