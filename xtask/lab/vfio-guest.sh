@@ -3,7 +3,7 @@
 # another card at the same cable, is 192.168.78.1.
 #
 # On the command line: lab.first for the one that is measured; lab.behind for the one behind an IOMMU, which also reboots; lab.peer for
-# the one that others talk to, 192.168.78.3, after a reboot; nothing of this for that of the book's page.
+# the one that others talk to, 192.168.78.3, after a reboot; lab.compared for those of two VMMs (assigned-host.sh); nothing of this for that of the book's page.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -93,12 +93,26 @@ if is behind; then
     reboot -f
 fi
 
+interrupts() { awk '/eth0/ { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) sum += $i } END { print sum + 0 }' /proc/interrupts; }
+packets() { cat /sys/class/net/eth0/statistics/rx_packets /sys/class/net/eth0/statistics/tx_packets | awk '{ sum += $1 } END { print sum }'; }
+if is compared; then
+    dd if=/dev/urandom of=/written bs=64k count=16 2>/dev/null
+    packets_before=$(packets)
+    echo "guest: compared transfer begins"
+    sleep 1 # the host counts from now on, until it has what is sent to it
+    wget -q -O /blob http://192.168.78.1:8080/small
+    nc 192.168.78.1 9000 </written
+    sleep 1
+    echo "guest: compared upload: $(sum </written)"
+    echo "guest: compared frames: $(($(packets) - packets_before))"
+    echo "guest: done"
+    poweroff -f
+fi
+
 check "peer" soon ping -q -c 1 -W 2 192.168.78.3
 soon wget -q -O /blob http://192.168.78.3:8080/blob
 echo "guest: sum from the peer: $(sum </blob)"
 
-interrupts() { awk '/eth0/ { for (i = 2; i <= NF; i++) if ($i ~ /^[0-9]+$/) sum += $i } END { print sum + 0 }' /proc/interrupts; }
-packets() { cat /sys/class/net/eth0/statistics/rx_packets /sys/class/net/eth0/statistics/tx_packets | awk '{ sum += $1 } END { print sum }'; }
 dd if=/dev/urandom of=/written bs=64k count=64 2>/dev/null
 interrupts_before=$(interrupts)
 packets_before=$(packets)

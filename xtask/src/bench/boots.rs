@@ -91,7 +91,7 @@ impl fmt::Display for Tables<'_> {
 }
 
 /// `count` for each of `requests`, to two decimals.
-fn per(count: u64, requests: u64) -> String {
+pub(super) fn per(count: u64, requests: u64) -> String {
     match (count * 100).checked_div(requests) {
         Some(hundredths) => format!("{}.{:02}", hundredths / 100, hundredths % 100),
         None => "–".to_owned(),

@@ -1,5 +1,6 @@
 //! The benchmarks, each beside its peer, as tables, JSON and a page of the book.
 
+mod assigned;
 mod boots;
 mod criterion;
 mod grant;
@@ -24,6 +25,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("iommu", iommu::measure),
     ("grant", grant::measure),
     ("boots", boots::measure),
+    ("assigned", assigned::measure),
 ];
 
 type Measure = fn(&Progress) -> Result<Section>;
@@ -31,7 +33,7 @@ type Measure = fn(&Progress) -> Result<Section>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Only these sections (criterion, ringtest, vhost, iommu, grant, boots, …); the book's page is written by a run of all alone
+    /// Only these sections (criterion, ringtest, vhost, iommu, grant, boots, assigned, …); the book's page is written by a run of all alone
     #[arg(value_name = "SECTION")]
     only: Vec<String>,
 }

@@ -1,5 +1,6 @@
 //! The lab: real counterparts inside one emulated machine.
 
+pub mod assigned;
 pub mod attempts;
 pub mod boot;
 pub mod debian;
