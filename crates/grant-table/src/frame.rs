@@ -96,6 +96,12 @@ impl Frame {
         self.number.saturating_mul(4096)
     }
 
+    /// Where the page is in this process, for whoever maps it elsewhere. It is readable there as long as a clone of the frame lives, and
+    /// writable as far as the frame is; others may read and write it at any time.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.page.as_ptr()
+    }
+
     /// Whether the two are the same page.
     pub fn is(&self, other: &Self) -> bool {
         self.page == other.page
