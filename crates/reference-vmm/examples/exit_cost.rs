@@ -57,6 +57,7 @@ fn main() {
         peripherals: Peripherals::default(),
         transport: Transport::Pci,
         iommu: Some(Iommu::Vtd(VtdOptions::default())),
+        xen: None,
         serial: Box::new(output.clone()),
         debug_exit: None,
         timed: false,

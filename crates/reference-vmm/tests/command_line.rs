@@ -55,6 +55,7 @@ fn help_names_every_option_and_status() {
         "--transport",
         "--device",
         "--iommu",
+        "--xen",
         "--debug-exit",
         "--report",
         "--no-reboot",
@@ -89,6 +90,19 @@ fn unreadable_initrd_and_disk() {
     let (status, message) = failure(&["run", "--kernel", kernel, "--disk", "/no/disk,readonly"]);
     assert_eq!(status, Some(1));
     assert!(message.contains("cannot open the disk image /no/disk:"));
+}
+
+#[test]
+fn disks_of_xen_need_xen() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), [0; 512]).unwrap();
+    let path = file.path().to_str().unwrap();
+    let disk = format!("{path},pv=xen,readonly");
+    let (status, message) = failure(&["run", "--kernel", path, "--disk", &disk]);
+    assert_eq!(status, Some(1));
+    assert!(message.contains("add --xen"), "{message}");
+    let (status, _) = failure(&["run", "--kernel", path, "--xen", "--iommu", "vtd"]);
+    assert_eq!(status, Some(2));
 }
 
 #[test]

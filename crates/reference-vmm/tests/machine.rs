@@ -66,6 +66,7 @@ fn config(image: &[u8], cpus: u8, transport: Transport, output: &Output) -> Conf
         peripherals: Peripherals::default(),
         transport,
         iommu: None,
+        xen: None,
         serial: Box::new(output.clone()),
         debug_exit: None,
         timed: true,

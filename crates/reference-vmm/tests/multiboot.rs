@@ -197,6 +197,7 @@ fn kernel_is_entered_as_the_specification_says() {
             peripherals: Peripherals::default(),
             transport: Transport::Pci,
             iommu: None,
+            xen: None,
             serial: Box::new(io::sink()),
             debug_exit: Some(PORT.into()),
             timed: false,

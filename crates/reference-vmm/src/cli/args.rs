@@ -72,8 +72,8 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=254))]
     pub(super) cpus: u8,
 
-    /// Raw disk image, as a virtio block device; `,readonly` refuses writes. May be repeated
-    #[arg(long = "disk", value_name = "FILE[,readonly]", value_parser = disk)]
+    /// Raw disk image, as a virtio block device, or with `,pv=xen` as one of Xen's; `,readonly` refuses writes. May be repeated
+    #[arg(long = "disk", value_name = "FILE[,readonly][,pv=xen]", value_parser = disk)]
     pub(super) disks: Vec<DiskArg>,
 
     /// Tap interface of the host, as a virtio network device; made if it does not exist. With `sriov=N`, and behind a root port, the guest can enable N virtual functions of it: the one with number M, from 0, is connected to the tap interface NAMEvM. May be repeated
@@ -108,6 +108,10 @@ pub(super) struct RunArgs {
     #[arg(long, value_name = "vtd|virtio[,OPTION...]", value_parser = iommu)]
     pub(super) iommu: Option<IommuArg>,
 
+    /// Be Xen for the guest: hypercalls, event channels, grants and a store
+    #[arg(long, conflicts_with = "iommu")]
+    pub(super) xen: bool,
+
     /// Port by which the guest ends the machine: a VALUE written there makes the exit status VALUE * 2 + 1, modulo 256
     #[arg(long, value_name = "PORT", value_parser = port)]
     pub(super) debug_exit: Option<u16>,
@@ -129,24 +133,31 @@ pub(super) struct RunArgs {
 pub(super) struct DiskArg {
     pub(super) path: PathBuf,
     pub(super) read_only: bool,
+    /// One of Xen's.
+    pub(super) xen: bool,
 }
 
 fn disk(text: &str) -> Result<DiskArg, String> {
-    let (path, read_only) = match text.rsplit_once(',') {
-        Some((path, "readonly")) => (path, true),
-        Some((_, option)) => {
-            return Err(format!(
-                "unknown option `{option}`, the only one is `readonly`"
-            ));
+    let (mut path, mut read_only, mut xen) = (text, false, false);
+    while let Some((rest, option)) = path.rsplit_once(',') {
+        match option {
+            "readonly" => read_only = true,
+            "pv=xen" => xen = true,
+            _ => {
+                return Err(format!(
+                    "unknown option `{option}`, expected `readonly` or `pv=xen`"
+                ));
+            }
         }
-        None => (text, false),
-    };
+        path = rest;
+    }
     if path.is_empty() {
         return Err("the name of the image is missing".to_owned());
     }
     Ok(DiskArg {
         path: path.into(),
         read_only,
+        xen,
     })
 }
 

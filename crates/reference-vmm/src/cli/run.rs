@@ -15,6 +15,7 @@ use crate::machine::disk::Disk;
 use crate::machine::stop::Stop;
 use crate::machine::{
     Config, Machine, ModelledFunction, Nic, Peripherals, Stopped, VhostUser, VirtualNic, VpioError,
+    XenDevices,
 };
 
 type Error = Box<dyn std::error::Error>;
@@ -160,11 +161,16 @@ impl Kept {
                 .transpose()?,
             cmdline: cmdline(args),
         });
-        let disks = args
-            .disks
-            .iter()
-            .map(|disk| Disk::open(&disk.path, disk.read_only))
-            .collect::<Result<_, _>>()?;
+        let open = |xen| {
+            let disks = args.disks.iter().filter(move |disk| disk.xen == xen);
+            disks
+                .map(|disk| Disk::open(&disk.path, disk.read_only))
+                .collect::<Result<Vec<_>, _>>()
+        };
+        let (disks, xen_disks) = (open(false)?, open(true)?);
+        if !args.xen && !xen_disks.is_empty() {
+            return Err("a disk with pv=xen needs a guest that sees Xen: add --xen".into());
+        }
         let vhost_user = args
             .vhost_user
             .iter()
@@ -199,6 +205,7 @@ impl Kept {
             },
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),
+            xen: args.xen.then_some(XenDevices { disks: xen_disks }),
             serial: Box::new(io::stdout()),
             debug_exit: args.debug_exit,
             timed: !args.report.files.is_empty(),

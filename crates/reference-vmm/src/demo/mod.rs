@@ -59,6 +59,7 @@ pub fn run(serial: Box<dyn Write + Send>) -> Result<Stopped, DemoError> {
         },
         transport: Transport::Pci,
         iommu: None,
+        xen: None,
         serial,
         debug_exit: None,
         timed: true,

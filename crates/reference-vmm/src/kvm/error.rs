@@ -19,6 +19,11 @@ pub enum KvmError {
     /// It answers with an interface version that nobody has made since 2007.
     #[error("{DEVICE} speaks version {0} of its interface, not 12")]
     Version(i32),
+    /// It cannot be Xen for a guest.
+    #[error(
+        "{DEVICE} lacks what --xen needs (it offers {0:#x}): the kernel must be Linux 5.19 or later with CONFIG_KVM_XEN"
+    )]
+    NoXen(u32),
     /// An operation failed.
     #[error("KVM: {what}: {source}")]
     Call {

@@ -5,8 +5,10 @@ mod error;
 mod stats;
 mod vcpu;
 mod vm;
+mod xen;
 
 pub use error::KvmError;
 pub use stats::{Stat, StatsError, read_stats};
 pub use vcpu::{PortAccess, Vcpu};
 pub use vm::{Irqchip, Vm, Window, open};
+pub use xen::{Hypercall, Thread, XenSend, XenVcpu, ram_frame};

@@ -1,9 +1,12 @@
+use std::any::Any;
 use std::io;
 use std::ops::Deref;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use grant_table::frame::Frame;
+use grant_table::spec::PAGE_SIZE;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY,
     KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
@@ -57,8 +60,8 @@ pub struct Vm {
     irqchip: Irqchip,
 }
 
-/// The memory of all windows that there ever were.
-pub(super) type Windows = Arc<Mutex<Vec<Memory>>>;
+/// What keeps the memory of all windows that there ever were.
+pub(super) type Windows = Arc<Mutex<Vec<Box<dyn Any + Send + Sync>>>>;
 
 impl Vm {
     /// Creates a VM with `irqchip` in the kernel and `memory` as its RAM.
@@ -73,7 +76,7 @@ impl Vm {
             Irqchip::Split => split_irqchip(&fd)?,
         }
         for (region, slot) in memory.iter().zip(0u32..) {
-            set_slot(&fd, region, slot, Some(region.start_addr().0))?;
+            set_slot(&fd, Mapped::of(region)?, slot, Some(region.start_addr().0))?;
         }
         Ok(Self {
             fd: Arc::new(fd),
@@ -104,13 +107,32 @@ impl Vm {
 
     /// Prepares to show `memory`, of one region, to the guest, wherever that begins. It is not shown yet, and from now on stays mapped
     /// as long as RAM does.
-    pub fn window(&self, memory: Memory) -> Window {
+    ///
+    /// # Errors
+    ///
+    /// The memory is not mapped.
+    pub fn window(&self, memory: Memory) -> Result<Window, KvmError> {
+        let region = memory.iter().next().ok_or(KvmError::NotMapped(0))?;
+        let mapped = Mapped::of(region)?;
+        Ok(self.prepare(mapped, memory))
+    }
+
+    /// Prepares to show a page that is not the guest's RAM. As [`window`](Self::window).
+    pub fn frame_window(&self, frame: Frame) -> Window {
+        let mapped = Mapped {
+            host: frame.as_ptr().expose_provenance(),
+            length: PAGE_SIZE,
+        };
+        self.prepare(mapped, frame)
+    }
+
+    fn prepare(&self, mapped: Mapped, keep: impl Any + Send + Sync) -> Window {
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = self.memory.num_regions().saturating_add(windows.len());
-        windows.push(memory.clone());
+        windows.push(Box::new(keep));
         Window {
             fd: self.fd.clone(),
-            memory,
+            mapped,
             slot: u32::try_from(slot).unwrap_or(u32::MAX),
         }
     }
@@ -120,37 +142,45 @@ impl Vm {
 #[derive(Debug)]
 pub struct Window {
     fd: Arc<VmFd>,
-    memory: Memory,
+    mapped: Mapped,
     slot: u32,
 }
 
 impl Window {
     /// Shows the memory at this guest-physical address, or hides it. Returns when no vCPU accesses it any more, if it is hidden.
     pub fn show(&self, at: Option<u64>) -> Result<(), KvmError> {
-        self.memory
-            .iter()
-            .try_for_each(|region| set_slot(&self.fd, region, self.slot, at))
+        set_slot(&self.fd, self.mapped, self.slot, at)
     }
 }
 
-/// Makes `region`, of the RAM or of a window, the memory of `slot` at this guest-physical address, or leaves the slot empty.
-fn set_slot(
-    fd: &VmFd,
-    region: &GuestRegionMmap,
-    slot: u32,
-    at: Option<u64>,
-) -> Result<(), KvmError> {
-    let host = region
-        .get_host_address(MemoryRegionAddress(0))
-        .map_err(|_| KvmError::NotMapped(region.start_addr().0))?;
+/// Where memory for the guest is mapped in this process: made of RAM and windows only, which stay mapped.
+#[derive(Clone, Copy, Debug)]
+struct Mapped {
+    host: usize,
+    length: usize,
+}
+
+impl Mapped {
+    fn of(region: &GuestRegionMmap) -> Result<Self, KvmError> {
+        let not_mapped = || KvmError::NotMapped(region.start_addr().0);
+        let host = region.get_host_address(MemoryRegionAddress(0));
+        Ok(Self {
+            host: host.map_err(|_| not_mapped())?.expose_provenance(),
+            length: usize::try_from(region.len()).map_err(|_| not_mapped())?,
+        })
+    }
+}
+
+/// Makes `mapped` the memory of `slot` at this guest-physical address, or leaves the slot empty.
+fn set_slot(fd: &VmFd, mapped: Mapped, slot: u32, at: Option<u64>) -> Result<(), KvmError> {
     let slot = kvm_userspace_memory_region {
         slot,
         flags: 0,
         guest_phys_addr: at.unwrap_or(0),
-        memory_size: if at.is_some() { region.len() } else { 0 },
-        userspace_addr: host.expose_provenance() as u64,
+        memory_size: at.map_or(0, |_| mapped.length as u64),
+        userspace_addr: mapped.host as u64,
     };
-    // SAFETY: the range is one whole mapping of the RAM or of a window. The VM can only use it while a vCPU runs, and each
+    // SAFETY: the range is one whole mapping of the RAM or of a window, or a page. The VM can only use it while a vCPU runs, and each
     // `Vcpu` keeps the RAM and all windows mapped. KVM refuses slots that overlap.
     unsafe { fd.set_user_memory_region(slot) }.map_err(KvmError::call("give the guest its memory"))
 }

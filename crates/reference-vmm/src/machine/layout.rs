@@ -35,6 +35,8 @@ pub const IOAPIC: u64 = 0xfec0_0000;
 pub const IOAPIC_ID: u8 = 0;
 /// Registers of the VT-d unit, where Intel's chipsets have them.
 pub const VTD: u64 = 0xfed9_0000;
+/// The page by which a guest that sees Xen talks to its store, where Xen has pages of that kind.
+pub const XEN_STORE: u64 = 0xfeff_c000;
 /// The local APICs.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// A page that KVM on Intel needs for real mode without unrestricted guests.

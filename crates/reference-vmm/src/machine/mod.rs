@@ -14,6 +14,7 @@ mod vhost_user;
 mod virtio;
 mod vpio;
 pub(crate) mod watch;
+mod xen;
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -33,6 +34,8 @@ pub use vfio::{HostFunction, VfioError};
 pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
 pub use vpio::{Denial, ModelledFunction, ModelledUse, VpioError};
+pub(crate) use xen::Xen;
+pub use xen::{XenDevices, XenError};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};
@@ -64,6 +67,8 @@ pub struct Config {
     pub transport: Transport,
     /// What stands before the devices, and makes the machine one without legacy interrupt controllers and timer.
     pub iommu: Option<Iommu>,
+    /// What the guest has of Xen, if it sees that.
+    pub xen: Option<XenDevices>,
     /// Where the serial port prints.
     pub serial: Box<dyn Write + Send>,
     /// First of the four ports by which the guest ends the machine with a status ([`Stop::Exit`]), if there are any.
@@ -110,6 +115,9 @@ pub enum MachineError {
     /// The interrupt controller.
     #[error(transparent)]
     Controller(#[from] ControllerError),
+    /// Xen.
+    #[error(transparent)]
+    Xen(#[from] XenError),
     /// A function of the host.
     #[error(transparent)]
     Vfio(#[from] VfioError),
@@ -152,6 +160,7 @@ pub struct Machine {
     devices: Box<dyn Stoppable>,
     assigned: Assigned,
     translation: Option<Translation>,
+    xen: Option<Arc<Xen>>,
 }
 
 impl Machine {
@@ -181,6 +190,9 @@ impl Machine {
             if config.transport == Transport::Mmio {
                 return Err(IommuError::Transport.into());
             }
+            if config.xen.is_some() {
+                return Err(XenError::Iommu.into());
+            }
             if shared {
                 return Err(VhostUserError::Iommu.into());
             }
@@ -201,6 +213,11 @@ impl Machine {
         for bus in [&board.pio, &board.mmio] {
             bus.set_accounting(config.timed)?;
         }
+
+        let xen = config
+            .xen
+            .map(|devices| Xen::new(&vm, &board, config.cpus, devices))
+            .transpose()?;
 
         let Peripherals {
             assigned,
@@ -241,7 +258,10 @@ impl Machine {
         let mut runners = Vec::new();
         for index in 0..config.cpus {
             let vcpu = vm.create_vcpu(index)?;
-            let cpuid = cpuid::for_vcpu(&supported, index, config.cpus, tsc_deadline);
+            let mut cpuid = cpuid::for_vcpu(&supported, index, config.cpus, tsc_deadline);
+            if let Some(xen) = &xen {
+                cpuid = xen.cpuid(&cpuid, index)?;
+            }
             let entry = (index == 0).then_some(entry);
             vcpu::prepare(&vcpu, &cpuid, &memory, entry)?;
             runners.push(Runner {
@@ -254,6 +274,7 @@ impl Machine {
                 stop: board.stop.clone(),
                 panic: board.panic.clone(),
                 ioapic: board.controller.ioapic().cloned(),
+                xen: xen.clone(),
                 timed: config.timed,
             });
         }
@@ -266,6 +287,7 @@ impl Machine {
             devices,
             assigned,
             translation,
+            xen,
         })
     }
 
@@ -289,6 +311,7 @@ impl Machine {
             devices: self.devices,
             assigned: self.assigned,
             translation: self.translation,
+            xen: self.xen,
         };
         for runner in self.runners {
             match VcpuThread::spawn(runner) {
@@ -314,6 +337,7 @@ pub struct Running {
     devices: Box<dyn Stoppable>,
     assigned: Assigned,
     translation: Option<Translation>,
+    xen: Option<Arc<Xen>>,
 }
 
 /// A machine that has stopped.
@@ -348,7 +372,8 @@ impl Running {
             .filter_map(VcpuThread::join)
             .collect();
         self.assigned.stop();
-        let flushed = self.devices.stop();
+        let pv = self.xen.as_ref().map_or(Ok(()), |xen| xen.stop());
+        let flushed = self.devices.stop().and(pv);
         if let Some(translation) = &self.translation {
             translation.pause();
         }

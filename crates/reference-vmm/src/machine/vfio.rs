@@ -365,7 +365,9 @@ impl GuestWindows for Slots {
         let region = GuestRegionMmap::new(memory, GuestAddress(0));
         let region = region.ok_or(io::ErrorKind::InvalidInput)?;
         let memory = GuestMemoryMmap::from_regions(vec![region]).map_err(io::Error::other)?;
-        Ok(Box::new(self.0.window(Arc::new(memory))))
+        Ok(Box::new(
+            self.0.window(Arc::new(memory)).map_err(io::Error::other)?,
+        ))
     }
 }
 

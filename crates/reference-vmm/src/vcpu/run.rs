@@ -3,7 +3,9 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN};
+use kvm_bindings::{
+    KVM_EXIT_XEN, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+};
 use kvm_ioctls::VcpuExit;
 use pio_mmio_bus::bus::{BusReader, Outcome, StringOutcome};
 use pio_mmio_bus::interrupt::Ioapic;
@@ -12,6 +14,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 use super::{ExitCounts, ExitKind};
 use crate::devices::panic::{self, PanicPort};
 use crate::kvm::Vcpu;
+use crate::machine::Xen;
 use crate::machine::stop::{Crash, CrashCause, Stop, StopSwitch, wait_readable};
 
 /// How long to wait between attempts to get a vCPU out of the guest: a signal that arrives just before the guest is entered is
@@ -44,6 +47,8 @@ pub struct Runner {
     pub panic: Arc<PanicPort>,
     /// The I/O APIC, if it is not in the kernel.
     pub ioapic: Option<Arc<Ioapic>>,
+    /// What serves hypercalls, if the guest sees Xen.
+    pub(crate) xen: Option<Arc<Xen>>,
     /// Whether the handling of exits is timed.
     pub timed: bool,
 }
@@ -103,7 +108,13 @@ impl VcpuThread {
 impl Runner {
     fn run(mut self) -> Finished {
         let mut exits = ExitCounts::default();
+        if let Some(xen) = &self.xen {
+            xen.begin(self.index);
+        }
         while self.stop.reason().is_none() {
+            if let Some(xen) = &self.xen {
+                xen.before_entry(self.index, &self.vcpu);
+            }
             let result = self.vcpu.run();
             let left = self.timed.then(Instant::now);
             let kind = match result {
@@ -118,6 +129,7 @@ impl Runner {
                 Ok(VcpuExit::IoIn(..) | VcpuExit::IoOut(..)) => self.port_access(),
                 Ok(VcpuExit::Hlt) => ExitKind::Halt,
                 Ok(VcpuExit::Hypercall(_)) => ExitKind::Hypercall,
+                Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => self.xen_hypercall(),
                 Ok(VcpuExit::X86Rdmsr(_) | VcpuExit::X86Wrmsr(_)) => ExitKind::Msr,
                 Ok(VcpuExit::IoapicEoi(vector)) => {
                     if let Some(ioapic) = &self.ioapic {
@@ -161,6 +173,15 @@ impl Runner {
             vcpu: self.vcpu,
             exits,
         }
+    }
+
+    fn xen_hypercall(&mut self) -> ExitKind {
+        let (Some(xen), Some(call)) = (&self.xen, self.vcpu.xen_hypercall()) else {
+            return ExitKind::Other;
+        };
+        let result = xen.hypercall(self.index, &self.vcpu, &call);
+        self.vcpu.answer_xen_hypercall(result);
+        ExitKind::Hypercall
     }
 
     fn port_access(&mut self) -> ExitKind {

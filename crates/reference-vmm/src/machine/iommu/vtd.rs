@@ -105,7 +105,7 @@ impl Vtd {
         let page = GuestMemoryMmap::from_ranges(&[(base, PAGE)])
             .map(Arc::new)
             .map_err(IommuError::Page)?;
-        let window = Arc::new(vm.window(page.clone()));
+        let window = Arc::new(vm.window(page.clone())?);
         let control = Box::new(Trap {
             window: window.clone(),
             stop: board.stop.clone(),
