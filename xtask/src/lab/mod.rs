@@ -15,6 +15,7 @@ pub mod vhost;
 pub mod virtual_functions;
 pub mod vpio;
 pub mod xen;
+pub mod xen_guest;
 
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ enum Scenario {
     VirtualFunctions,
     /// Boot a real Xen, whose domain 0 runs grant-table's conformance suite and has a disk from its back end
     Xen,
+    /// Boot an unmodified Debian guest to which our VMM is Xen, with a disk of Xen's
+    XenGuest,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -96,6 +99,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Models => run_models(),
         Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Xen => run_xen(),
+        Scenario::XenGuest => run_xen_guest(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -173,6 +177,12 @@ fn run_xen() -> Result<()> {
         "{} checks passed at attempt {}",
         report.checks, report.attempt
     );
+    Ok(())
+}
+
+fn run_xen_guest() -> Result<()> {
+    let (counts, attempt) = xen_guest::run(&Progress::new("xen guest"))?;
+    println!("requests and hypercalls: {counts}, at attempt {attempt}");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use super::{Outcome, Session, Step};
 use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, xen};
+use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, xen, xen_guest};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -32,6 +32,7 @@ pub const SIDE_BY_SIDE: &[Step] = &[
     ("boot, elf kernel, root ports, reboot", |session| {
         boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
     }),
+    ("boot, xen", boot_xen),
     ("xen", on_xen),
     ("virtual functions of ours", our_virtual_functions),
     ("boot, kernel 6.1", |session| {
@@ -213,6 +214,20 @@ fn on_xen(session: &Session) -> Result<Outcome> {
             ..Counts::default()
         },
         note: format!("conformance on a real Xen{}", at_attempt(report.attempt)),
+    })
+}
+
+fn boot_xen(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let (counts, attempt) = xen_guest::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: xen_guest::CHECKS,
+            ..Counts::default()
+        },
+        note: format!("requests and hypercalls: {counts}{}", at_attempt(attempt)),
     })
 }
 

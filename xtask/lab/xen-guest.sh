@@ -1,0 +1,63 @@
+#!/bin/busybox sh
+# init of a guest that sees Xen and has a disk of Xen's: `guest: WHAT: RESULT` lines, as in guest-init.sh.
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+for module in $(cat /modules/order); do
+    insmod "/modules/$module" || echo "guest: cannot load $module"
+done
+check() { # check WHAT COMMAND…
+    what=$1
+    shift
+    if "$@"; then echo "guest: $what: ok"; else echo "guest: $what: FAILED"; fi
+}
+sum() { sha256sum | cut -c1-64; }
+
+said() { dmesg | grep -q "$1"; }
+check "the hypervisor is Xen" said "Hypervisor detected: Xen HVM"
+check "it is version 4.10" said "Xen version 4.10"
+check "events come by vectors of the vCPUs" said "Xen HVM callback vector for event delivery is enabled"
+
+# A request to xenstore (io/xs_wire.h): the names of the children of `device`.
+names() {
+    exec 3<>/dev/xen/xenbus
+    printf '\001\0\0\0\0\0\0\0\0\0\0\0\007\0\0\0device\0' >&3
+    dd bs=4096 count=1 <&3 2>/dev/null | grep -q vbd
+}
+check "xenstore answers" names
+
+appears() {
+    for _ in $(seq 100); do
+        [ -b /dev/xvda ] && return 0
+        sleep 0.1
+    done
+    return 1
+}
+check "xen-blkfront finds the disk" appears
+check "it has persistent grants and indirect descriptors" said "xvda: .*persistent grants: enabled; indirect descriptors: enabled"
+mkdir /disk
+check "mount" mount -t ext4 /dev/xvda /disk
+if grep -q lab.reboot /proc/cmdline && [ ! -e /disk/rebooted ]; then
+    touch /disk/rebooted
+    umount /disk
+    reboot -f
+fi
+disk_read() { (cd /disk && sha256sum -s -c SHA256SUMS); }
+check "disk read" disk_read
+dd if=/dev/urandom of=/disk/written bs=64k count=32 2>/dev/null
+written=$(sum </disk/written)
+umount /disk
+mount -t ext4 /dev/xvda /disk
+remounted() { [ "$(sum </disk/written)" = "$written" ]; }
+check "disk write" remounted
+umount /disk
+echo "guest: sum: $written"
+
+# Many small requests: the host looks how many of them made exits.
+dd if=/dev/xvda of=/dev/null bs=4k count=2048 iflag=direct 2>/dev/null
+echo "guest: requests: $(awk '{ print $1 + $5 }' /sys/block/xvda/stat)"
+grep -E "xen|HYP" /proc/interrupts
+echo "guest: done"
+poweroff -f

@@ -1,0 +1,73 @@
+//! An unmodified Debian guest to which reference-vmm is Xen, on the KVM of the lab's host.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use super::attempts::{attempts, reported};
+use super::host::Host;
+use super::initramfs;
+use super::kernel::{Kernel, Series};
+use super::programs;
+use crate::process::quoted;
+use crate::progress::Progress;
+use crate::workspace;
+
+const HOST_SCRIPT: &str = concat!(
+    include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/xen-guest-host.sh")
+);
+const GUEST_INIT: &str = include_str!("../../lab/xen-guest.sh");
+const MODULES: [&str; 2] = ["xen-blkfront", "ext4"];
+/// What the guest and the host must have reported.
+const EXPECTED: [&str; 16] = [
+    "host: make the disk: ok",
+    "guest: the hypervisor is Xen: ok",
+    "guest: it is version 4.10: ok",
+    "guest: events come by vectors of the vCPUs: ok",
+    "guest: xenstore answers: ok",
+    "guest: xen-blkfront finds the disk: ok",
+    "guest: it has persistent grants and indirect descriptors: ok",
+    "guest: mount: ok",
+    "guest: disk read: ok",
+    "guest: disk write: ok",
+    LAST_WORDS,
+    "host: the VMM ended: ok",
+    "host: fsck: ok",
+    "host: the disk holds what the guest wrote: ok",
+    "host: requests make no exits: ok",
+    COUNTS,
+];
+/// How many checks a run makes.
+pub const CHECKS: u64 = EXPECTED.len() as u64;
+const COUNTS: &str = "host: requests and hypercalls: ";
+/// The guest's last words.
+const LAST_WORDS: &str = "guest: done";
+
+/// Runs the scenario. Returns how many requests the guest made of its disk and how many of its hypercalls reached user space, and at
+/// which attempt it lived, from 1.
+pub fn run(progress: &Progress) -> Result<(String, u32)> {
+    progress.step("building reference-vmm");
+    let vmm = programs::reference_vmm()?;
+    let lab = workspace::lab()?;
+    let kernel = Kernel::obtain(&lab, Series::V6_12)?;
+    let archive = initramfs::build(&lab, &kernel, &MODULES, GUEST_INIT, &[])?;
+    let initrd = initramfs::store(&lab, "xen-guest.initrd", &archive)?;
+    let quote = |path: &Path| quoted(&path.to_string_lossy());
+    let vmm = format!(
+        "{} run --xen --cpus 2 --kernel {} --initrd {} --memory 256M --cmdline 'console=ttyS0 quiet panic=-1 lab.reboot'",
+        quote(&vmm),
+        quote(&kernel.image),
+        quote(&initrd)
+    );
+    let script = format!("VMM={}\nWORK=/run/lab\n{HOST_SCRIPT}", quoted(&vmm));
+    attempts("xen guest", || {
+        let host = Host::new("xen-guest", Duration::from_secs(180));
+        let finished = host.run(host.folder()?, &script, progress)?;
+        reported(&finished, &EXPECTED, LAST_WORDS, 1)?;
+        let mut lines = finished.output.lines();
+        let counts = lines.find_map(|line| line.strip_prefix(COUNTS));
+        Ok(counts.context("no counts")?.trim().to_owned())
+    })
+}
