@@ -56,7 +56,7 @@ umount /disk
 echo "guest: sum: $written"
 
 # Many small requests: the host looks how many of them made exits.
-dd if=/dev/xvda of=/dev/null bs=4k count=2048 iflag=direct 2>/dev/null
+dd if=/dev/xvda of=/dev/null bs=4k count=1024 iflag=direct 2>/dev/null
 echo "guest: requests: $(awk '{ print $1 + $5 }' /sys/block/xvda/stat)"
 grep -E "xen|HYP" /proc/interrupts
 echo "guest: done"

@@ -10,11 +10,12 @@ use grant_table::guest::Access;
 use grant_table::spec::PAGE_SIZE;
 use kvm_bindings::{
     KVM_CAP_XEN_HVM, KVM_EXIT_XEN, KVM_EXIT_XEN_HCALL, KVM_XEN_ATTR_TYPE_EVTCHN,
-    KVM_XEN_ATTR_TYPE_SHARED_INFO, KVM_XEN_EVTCHN_DEASSIGN, KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL,
-    KVM_XEN_HVM_CONFIG_EVTCHN_SEND, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
-    KVM_XEN_HVM_CONFIG_RUNSTATE, KVM_XEN_HVM_CONFIG_SHARED_INFO,
-    KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, KVM_XEN_VCPU_ATTR_TYPE_TIMER,
-    KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
+    KVM_XEN_ATTR_TYPE_LONG_MODE, KVM_XEN_ATTR_TYPE_SHARED_INFO, KVM_XEN_EVTCHN_DEASSIGN,
+    KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL, KVM_XEN_HVM_CONFIG_EVTCHN_SEND,
+    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, KVM_XEN_HVM_CONFIG_RUNSTATE,
+    KVM_XEN_HVM_CONFIG_SHARED_INFO, KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR,
+    KVM_XEN_VCPU_ATTR_TYPE_TIMER, KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR,
+    KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO,
     KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, KVMIO, kvm_xen_hvm_attr, kvm_xen_hvm_config,
     kvm_xen_vcpu_attr, kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2,
 };
@@ -54,6 +55,8 @@ pub enum XenSend<'a> {
 /// Something that a vCPU has of Xen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum XenVcpu {
+    /// Its number in hypercalls: KVM takes each for number 0 until it is told.
+    Number(u8),
     /// Its info is at this guest-physical address.
     Info(u64),
     /// So is a second copy of its time.
@@ -116,8 +119,12 @@ impl Vm {
         called(result, what)
     }
 
-    /// Tells where the shared info page is, by its frame number.
+    /// Tells where the shared info page is, by its frame number, and that it and the vCPUs' info are laid out for 64-bit code. KVM finds
+    /// that out by itself only from guests that place a page of hypercalls.
     pub fn set_xen_shared_info(&self, number: u64) -> Result<(), KvmError> {
+        let mut long_mode = attribute(KVM_XEN_ATTR_TYPE_LONG_MODE);
+        long_mode.u.long_mode = 1;
+        self.set_xen(&long_mode, "be a 64-bit Xen")?;
         let mut attribute = attribute(KVM_XEN_ATTR_TYPE_SHARED_INFO);
         attribute.u.shared_info.gfn = number;
         self.set_xen(&attribute, "place the shared info page")
@@ -190,6 +197,10 @@ impl Vcpu {
     pub fn set_xen(&self, value: XenVcpu) -> Result<(), KvmError> {
         let mut attribute = kvm_xen_vcpu_attr::default();
         let kind = match value {
+            XenVcpu::Number(number) => {
+                attribute.u.vcpu_id = number.into();
+                KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID
+            }
             XenVcpu::Info(address) => {
                 attribute.u.gpa = address;
                 KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO

@@ -260,7 +260,7 @@ impl Machine {
             let vcpu = vm.create_vcpu(index)?;
             let mut cpuid = cpuid::for_vcpu(&supported, index, config.cpus, tsc_deadline);
             if let Some(xen) = &xen {
-                cpuid = xen.cpuid(&cpuid, index)?;
+                cpuid = xen.prepare(index, &vcpu, &cpuid)?;
             }
             let entry = (index == 0).then_some(entry);
             vcpu::prepare(&vcpu, &cpuid, &memory, entry)?;

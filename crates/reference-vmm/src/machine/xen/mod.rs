@@ -146,8 +146,14 @@ impl Xen {
         }))
     }
 
-    /// What vCPU `index` says about itself, instead of `leaves`.
-    pub(super) fn cpuid(&self, leaves: &CpuId, index: u8) -> Result<CpuId, KvmError> {
+    /// Makes `vcpu` the one of number `index`. Returns what it says about itself, instead of `leaves`.
+    pub(super) fn prepare(
+        &self,
+        index: u8,
+        vcpu: &Vcpu,
+        leaves: &CpuId,
+    ) -> Result<CpuId, KvmError> {
+        vcpu.set_xen(XenVcpu::Number(index))?;
         cpuid::for_guest(leaves, GUEST, index).ok_or_else(|| KvmError::Call {
             what: "make room for Xen's CPUID leaves",
             source: io::ErrorKind::StorageFull.into(),

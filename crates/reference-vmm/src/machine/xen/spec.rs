@@ -65,7 +65,7 @@ pub mod version {
     pub const EXTRA_SIZE: usize = 16;
 
     /// Features (`features.h`): the guest writes its page tables, physical addresses are the guest's own, events come by a vector.
-    pub const FEATURE_BITS: u32 = 1 << 0 | 1 << 2 | 1 << 8;
+    pub const FEATURE_BITS: u32 = 1 << 0 | 1 << 2 | 1 << 8 | 1 << 9;
 }
 
 /// Memory (`memory.h`).
