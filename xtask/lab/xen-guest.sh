@@ -20,12 +20,15 @@ check "the hypervisor is Xen" said "Hypervisor detected: Xen HVM"
 check "it is version 4.10" said "Xen version 4.10"
 check "events come by vectors of the vCPUs" said "Xen HVM callback vector for event delivery is enabled"
 
-# A request to xenstore (io/xs_wire.h): the names of the children of `device`.
-names() {
-    exec 3<>/dev/xen/xenbus
-    printf '\001\0\0\0\0\0\0\0\0\0\0\0\007\0\0\0device\0' >&3
-    dd bs=4096 count=1 <&3 2>/dev/null | grep -q vbd
+# request KIND PATH [VALUE]: asks xenstore (io/xs_wire.h), and prints the answer after its header.
+exec 3<>/dev/xen/xenbus
+request() {
+    length=$(printf '\\%03o' $((${#2} + 1 + ${#3})))
+    printf "\\$(printf %03o "$1")\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0\\0$length\\0\\0\\0%s\\0%s" "$2" "$3" >&3
+    dd bs=4096 count=1 <&3 2>/dev/null | tail -c +17 | tr '\0' ' '
 }
+directory=1 read=2 write=11 remove=13
+names() { request $directory device | grep -q vbd; }
 check "xenstore answers" names
 
 appears() {
@@ -54,6 +57,30 @@ remounted() { [ "$(sum </disk/written)" = "$written" ]; }
 check "disk write" remounted
 umount /disk
 echo "guest: sum: $written"
+
+# Tools that detach and attach do it by the store: the front end's nodes go away, and come back.
+vbd=device/vbd/51712
+gone() {
+    for _ in $(seq 100); do
+        [ -b /dev/xvda ] || return 0
+        sleep 0.1
+    done
+    return 1
+}
+nodes="backend backend-id virtual-device device-type"
+for node in $nodes; do
+    request $read $vbd/$node >/tmp/$node
+done
+request $remove $vbd >/tmp/answer
+check "the disk is detached" gone
+for node in $nodes; do
+    request $write $vbd/$node "$(tr -d ' ' </tmp/$node)" >/tmp/answer
+done
+request $write $vbd/state 1 >/tmp/answer
+check "the disk is attached" appears
+mount -t ext4 /dev/xvda /disk
+check "disk read after that" remounted
+umount /disk
 
 # Many small requests: the host looks how many of them made exits.
 dd if=/dev/xvda of=/dev/null bs=4k count=1024 iflag=direct 2>/dev/null

@@ -21,7 +21,7 @@ const HOST_SCRIPT: &str = concat!(
 const GUEST_INIT: &str = include_str!("../../lab/xen-guest.sh");
 const MODULES: [&str; 2] = ["xen-blkfront", "ext4"];
 /// What the guest and the host must have reported.
-const EXPECTED: [&str; 16] = [
+const EXPECTED: [&str; 19] = [
     "host: make the disk: ok",
     "guest: the hypervisor is Xen: ok",
     "guest: it is version 4.10: ok",
@@ -32,6 +32,9 @@ const EXPECTED: [&str; 16] = [
     "guest: mount: ok",
     "guest: disk read: ok",
     "guest: disk write: ok",
+    "guest: the disk is detached: ok",
+    "guest: the disk is attached: ok",
+    "guest: disk read after that: ok",
     LAST_WORDS,
     "host: the VMM ended: ok",
     "host: fsck: ok",

@@ -65,21 +65,25 @@ impl Store {
         let mut connection = Connection::new(GUEST, self.page.clone());
         let host = self.host.clone();
         let serve = move |channel: &GuestChannel| {
-            loop {
-                match connection.serve(&mut nodes.0) {
-                    Ok(true) => channel.notify(),
-                    Ok(false) => {}
+            while !channel.is_stopped() {
+                let served = match connection.serve(&mut nodes.0) {
+                    Ok(served) => served,
                     // A guest that breaks its page has no store any more.
                     Err(_) => return false,
+                };
+                if served {
+                    channel.notify();
                 }
                 // Changes of the guest's come by this connection, so this is the time to look, and each may make us answer.
                 let changed = devices
                     .iter_mut()
                     .fold(false, |any, device| device.follow(&host, &mut nodes) | any);
-                if !changed {
-                    return true;
+                // A guest may send an event only when it finds all taken that it wrote before: after taking some, look again.
+                if !served && !changed {
+                    break;
                 }
             }
+            true
         };
         let server = Server::spawn("xenstore".to_owned(), channel, serve)?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
