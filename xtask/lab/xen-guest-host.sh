@@ -9,7 +9,7 @@ head -c 2097152 /dev/urandom >"$WORK/root/pattern"
 truncate -s 32M "$WORK/disk.img"
 check "make the disk" mkfs.ext4 -q -F -d "$WORK/root" "$WORK/disk.img"
 {
-    timeout -k 5 300 sh -c "exec $VMM --disk $WORK/disk.img,pv=xen --report /job/exits.json" </dev/null 2>&1
+    timeout -k 5 200 sh -c "exec $VMM --disk $WORK/disk.img,pv=xen --report /job/exits.json" </dev/null 2>&1
     echo "host: vmm status: $?"
 } | tee /job/guest.log
 check "the VMM ended" grep -q "host: vmm status: 0" /job/guest.log

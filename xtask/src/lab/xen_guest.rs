@@ -66,7 +66,7 @@ pub fn run(progress: &Progress) -> Result<(String, u32)> {
     );
     let script = format!("VMM={}\nWORK=/run/lab\n{HOST_SCRIPT}", quoted(&vmm));
     attempts("xen guest", || {
-        let host = Host::new("xen-guest", Duration::from_secs(360));
+        let host = Host::new("xen-guest", Duration::from_secs(260));
         let finished = host.run(host.folder()?, &script, progress)?;
         reported(&finished, &EXPECTED, LAST_WORDS, 1)?;
         let mut lines = finished.output.lines();
