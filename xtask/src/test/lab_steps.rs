@@ -14,7 +14,7 @@ use super::{Outcome, Session, Step};
 use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, xen, xen_guest};
+use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, vpio, xen, xen_guest};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -23,6 +23,7 @@ pub const ALONE: &[Step] = &[("kvm, this machine", kvm_here), ("vhost-user", vho
 
 /// In an emulated host each; the longest first, so that all hosts are busy to the end.
 pub const SIDE_BY_SIDE: &[Step] = &[
+    ("models", models),
     ("assigned function", assigned_function),
     ("kvm, lab", kvm_in_the_lab),
     ("assigned disk", assigned_disk),
@@ -214,6 +215,21 @@ fn on_xen(session: &Session) -> Result<Outcome> {
             ..Counts::default()
         },
         note: format!("conformance on a real Xen{}", at_attempt(report.attempt)),
+    })
+}
+
+fn models(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let (used, attempt) = vpio::run(&session.progress)?;
+    let used: Vec<String> = used.iter().map(ToString::to_string).collect();
+    Ok(Outcome {
+        counts: Counts {
+            passed: vpio::CHECKS,
+            ..Counts::default()
+        },
+        note: format!("{}{}", used.join("; "), at_attempt(attempt)),
     })
 }
 
