@@ -39,14 +39,14 @@ fn every_link_and_include_leads_somewhere() {
             let target = target.split('#').next().unwrap();
             let local = !target.is_empty() && !target.contains("://");
             // An include may be of a part, between two marks.
-            let (file, part) = match target.split_once(".rs:") {
-                Some((file, part)) => (format!("{file}.rs"), Some(part)),
-                None => (target.to_owned(), None),
+            let (file, part) = match target.split_once(':') {
+                Some((file, part)) => (file, Some(part)),
+                None => (target, None),
             };
             let file = page.parent().unwrap().join(file);
             let marked = |part| {
                 let text = fs::read_to_string(&file).unwrap_or_default();
-                text.contains(&format!("// ANCHOR: {part}\n"))
+                text.contains(&format!(" ANCHOR: {part}\n"))
             };
             let exists = file.exists() && part.is_none_or(marked);
             assert!(!local || exists, "{}: {target}", page.display());
