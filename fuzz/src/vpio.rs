@@ -1,6 +1,6 @@
 //! Device models: texts that may be none, events that may be anything, guests that take turns.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use vpio_model::arbiter::{Arbiter, InputPolicy, Sharing};
 use vpio_model::engine::{At, Dma, Engine, Passthrough, Translation};
@@ -53,9 +53,15 @@ fn engine(model: &Arc<Model>) -> Option<Engine<Arc<Memory>>> {
 
 /// One of the crate's models.
 fn chosen(input: &mut Input<'_>) -> Option<Arc<Model>> {
+    // Read once: that takes far longer than what an input does to them.
+    static MODELS: LazyLock<Vec<Arc<Model>>> = LazyLock::new(|| {
+        let read = models::ALL
+            .iter()
+            .map(|(path, text)| Model::parse(path, text));
+        read.flatten().map(Arc::new).collect()
+    });
     let number = usize::from(input.byte()) % models::ALL.len();
-    let (path, text) = models::ALL.get(number)?;
-    Model::parse(path, text).ok().map(Arc::new)
+    MODELS.get(number).cloned()
 }
 
 /// Reads a text; checks and hooks what is a model, shows what is not.
