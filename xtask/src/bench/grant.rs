@@ -1,4 +1,4 @@
-//! What issue 7 asks of grants: copies beside `memcpy`, mappings beside hash maps under a mutex, and the ways of a packet into a guest.
+//! What grants cost: copies beside `memcpy`, mappings beside hash maps under a mutex, and the ways of a packet into a guest.
 
 use std::collections::HashMap;
 use std::fmt;

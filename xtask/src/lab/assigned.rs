@@ -1,7 +1,6 @@
 //! A virtual function that the same guest drives under reference-vmm and under QEMU, in front of their emulated VT-d and behind it: what a
 //! transfer takes.
 
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -48,9 +47,8 @@ pub fn run(progress: &Progress) -> Result<Vec<Took>> {
     let (sriov, vmm) = (programs::sriov()?, programs::reference_vmm()?);
     let lab = workspace::lab()?;
     let kernel = Kernel::obtain(&lab, Series::V6_12)?;
-    let initrd = lab.join("vfio-guest.initrd");
     let archive = initramfs::build(&lab, &kernel, &["igbvf"], vfio::GUEST_INIT, &[])?;
-    fs::write(&initrd, archive)?;
+    let initrd = initramfs::store(&lab, "vfio-guest.initrd", &archive)?;
     let [sriov, vmm, image, initrd] =
         [&sriov, &vmm, &kernel.image, &initrd].map(|path| quoted(&path.to_string_lossy()));
     let command = format!("{vmm} run --kernel {image} --initrd {initrd} --memory 256M");
