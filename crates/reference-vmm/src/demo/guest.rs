@@ -319,7 +319,9 @@ DEMO_GUEST:
 .Ldemo_irq:
     incl demo_irqs
     movl $0, 0xfee000b0             # end of interrupt
-    iretl
+    pushl 8(%esp)                   # KVM interprets no IRET in protected mode
+    popfl
+    ret $8                          # over the code segment, which is the same, and the flags
 
     # Register EAX of the function in EBX, to EAX.
 .Ldemo_pci_read:
