@@ -34,10 +34,11 @@ impl Version {
         }
     }
 
-    const fn entry(self) -> usize {
+    /// Entries in a frame: 2 to the power of this, as all sizes are powers of two, so that finding an entry takes no division.
+    const fn per_frame(self) -> u32 {
         match self {
-            Self::V1 => V1_ENTRY,
-            Self::V2 => V2_ENTRY,
+            Self::V1 => per_frame(V1_ENTRY),
+            Self::V2 => per_frame(V2_ENTRY),
         }
     }
 
@@ -48,6 +49,11 @@ impl Version {
             Self::V2 => frames.div_ceil(V2_ENTRY / V2_STATUS),
         }
     }
+}
+
+/// How many of `size` bytes a frame has room for, as a power of two.
+const fn per_frame(size: usize) -> u32 {
+    (PAGE_SIZE / size).trailing_zeros()
 }
 
 /// The frames of a table. Words of the entries belong to the guest, which may change them at any time.
@@ -97,22 +103,20 @@ impl EntryTable {
 
     /// How many entries there are.
     pub fn entries(&self) -> u32 {
-        let entries = self
-            .frames
-            .len()
-            .saturating_mul(PAGE_SIZE / self.version.entry());
+        let entries = self.frames.len() << self.version.per_frame();
         u32::try_from(entries).unwrap_or(u32::MAX)
     }
 
-    fn locate(&self, reference: GrantRef, size: usize) -> Option<(usize, usize)> {
+    /// Which of the frames with 2 to the power of `per_frame` entries has this entry, and at which byte.
+    fn locate(frames: &[Frame], reference: GrantRef, per_frame: u32) -> Option<(&Frame, usize)> {
         let index = usize::try_from(reference.0).ok()?;
-        let per_frame = PAGE_SIZE / size;
-        Some((index / per_frame, index % per_frame * size))
+        let within = index & ((1 << per_frame) - 1);
+        let at = within * (PAGE_SIZE >> per_frame);
+        Some((frames.get(index >> per_frame)?, at))
     }
 
     fn entry(&self, reference: GrantRef) -> Option<(&Frame, usize)> {
-        let (frame, at) = self.locate(reference, self.version.entry())?;
-        Some((self.frames.get(frame)?, at))
+        Self::locate(&self.frames, reference, self.version.per_frame())
     }
 
     /// The header: flags and domain.
@@ -123,8 +127,8 @@ impl EntryTable {
 
     /// The status of an entry of version 2.
     pub fn status(&self, reference: GrantRef) -> Option<&AtomicU16> {
-        let (frame, at) = self.locate(reference, V2_STATUS)?;
-        self.statuses.get(frame)?.u16(at)
+        let (frame, at) = Self::locate(&self.statuses, reference, per_frame(V2_STATUS))?;
+        frame.u16(at)
     }
 
     /// The number of the granted frame.

@@ -266,6 +266,45 @@ fn handles_run_out_and_come_back() {
     assert_eq!(op[0].status, 0);
 }
 
+/// With three virtual CPUs a handle's bits can name a fourth's mappings.
+#[test]
+fn a_handle_of_no_virtual_cpu() {
+    let world = World::with(DomainConfig {
+        vcpus: 3,
+        ..DomainConfig::default()
+    });
+    let reference = grant(&world.grants(0), 3, Access::ReadWrite);
+    let handles = [0, 1, 2].map(|vcpu| {
+        let mut op = [MapGrantRef {
+            host_address: FREE + 4096 * vcpu as u64,
+            flags: WRITE,
+            reference,
+            ..MapGrantRef::default()
+        }];
+        let caller = world.hypervisor.caller(DomId(1), vcpu).unwrap();
+        caller.map(&mut op);
+        assert_eq!(op[0].status, 0);
+        op[0].handle
+    });
+    let mut ops: Vec<_> = (0..9)
+        .chain([u32::MAX])
+        .map(|handle| UnmapGrantRef {
+            handle,
+            host_address: FREE,
+            status: 1,
+            ..UnmapGrantRef::default()
+        })
+        .filter(|op| !handles.contains(&op.handle))
+        .collect();
+    world.caller(1).unmap(&mut ops);
+    let bad = status(Refusal::BadHandle);
+    assert!(ops.iter().all(|op| op.status == bad), "{ops:?}");
+    for (handle, page) in handles.into_iter().zip(0..) {
+        assert_eq!(world.unmap(1, handle, FREE + 4096 * page, 0), 0);
+    }
+    world.assert_unused(0);
+}
+
 #[test]
 fn another_mapping_takes_the_place() {
     let world = World::new();

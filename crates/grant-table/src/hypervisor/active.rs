@@ -48,7 +48,7 @@ impl Pin {
 
     /// Nobody uses the entry.
     pub fn is_free(self) -> bool {
-        self == Self::default()
+        u32::from_ne_bytes(self.counts()) == 0
     }
 
     /// Somebody writes.
@@ -57,7 +57,7 @@ impl Pin {
     }
 
     pub(super) fn is_full(self) -> bool {
-        self.counts().iter().any(|&count| count >= Self::LIMIT)
+        u32::from_ne_bytes(self.counts()) & u32::from_ne_bytes([Self::LIMIT; 4]) != 0
     }
 
     pub(super) fn add(&mut self, other: Self) {

@@ -242,6 +242,8 @@ impl Caller<'_> {
             let shard_of = |op: &T| maptrack.shard_of(read(op).handle);
             for run in batch.chunk_by_mut(|a, b| shard_of(a) == shard_of(b)) {
                 let Some(mut shard) = run.first().and_then(|op| maptrack.lock(shard_of(op))) else {
+                    run.iter_mut()
+                        .for_each(|op| answer(op, Refusal::BadHandle as i16));
                     continue;
                 };
                 for op in run {

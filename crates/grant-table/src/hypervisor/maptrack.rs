@@ -40,14 +40,18 @@ pub(super) struct Shard {
 #[derive(Debug)]
 pub(super) struct Maptrack {
     shards: Box<[Mutex<Shard>]>,
+    /// A handle's lowest bits, which tell the shard; the others are an index in it.
+    shard_bits: u32,
     /// Frames that no shard has yet.
     frames: AtomicUsize,
 }
 
 impl Maptrack {
     pub(super) fn new(shards: usize, frames: usize) -> Self {
+        let shards = shards.max(1);
         Self {
-            shards: (0..shards.max(1)).map(|_| Mutex::default()).collect(),
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shard_bits: usize::BITS - (shards - 1).leading_zeros(),
             frames: AtomicUsize::new(frames),
         }
     }
@@ -56,9 +60,9 @@ impl Maptrack {
         self.shards.len()
     }
 
-    /// The shard of a handle, or of a virtual CPU.
+    /// The shard of a handle. There may be none.
     pub(super) fn shard_of(&self, handle: u32) -> usize {
-        usize::try_from(handle).unwrap_or(0) % self.shards.len()
+        self.split(handle).map_or(usize::MAX, |(shard, _)| shard)
     }
 
     pub(super) fn lock(&self, shard: usize) -> Option<MutexGuard<'_, Shard>> {
@@ -66,8 +70,19 @@ impl Maptrack {
         Some(shard.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    fn split(&self, handle: u32) -> Option<(usize, usize)> {
+        let handle = usize::try_from(handle).ok()?;
+        let shard = handle & ((1 << self.shard_bits) - 1);
+        Some((shard, handle >> self.shard_bits))
+    }
+
     fn index_of(&self, handle: u32) -> Option<usize> {
-        Some(usize::try_from(handle).ok()? / self.shards.len())
+        self.split(handle).map(|(_, index)| index)
+    }
+
+    fn handle(&self, shard: usize, index: usize) -> Option<u32> {
+        let handle = index.checked_mul(1 << self.shard_bits)? | shard;
+        u32::try_from(handle).ok()
     }
 
     /// A handle that is not in use, of a shard that the caller has locked. It stays free until it is set.
@@ -76,7 +91,7 @@ impl Maptrack {
             Some(index) => index,
             None => self.extend(shard)?,
         };
-        u32::try_from(index.checked_mul(self.shards.len())?.checked_add(number)?).ok()
+        self.handle(number, index)
     }
 
     #[cold]
@@ -140,10 +155,7 @@ impl Maptrack {
         let all = shards.flat_map(|(number, shard)| {
             let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             let used = |(index, slot): (usize, &Slot)| match slot {
-                Slot::Used(mapping) => {
-                    let handle = index.checked_mul(self.shards.len())?.checked_add(number)?;
-                    Some((u32::try_from(handle).ok()?, *mapping))
-                }
+                Slot::Used(mapping) => Some((self.handle(number, index)?, *mapping)),
                 Slot::Free(_) => None,
             };
             let list: Vec<_> = shard
