@@ -4,35 +4,25 @@
 # VMM      the VMM's command line; its standard output is the guest's serial port
 # BACKENDS command lines, one a line, of what serves its vhost-user devices, at sockets WORK/*.sock
 # DISK     the disk image to make
-# TAP      the network interface to make
-# BUSYBOX  a busybox with tunctl, ip, httpd and nc
-# WORK     a folder for what is not kept
 # RESULTS  a folder for what is kept
 # BOUND    seconds that the VMM may take
+# and what network-host.sh needs
 set -u
 clean_up() {
     # shellcheck disable=SC2086 # words
-    kill "$httpd" "$nc" $backends 2>/dev/null
-    "$BUSYBOX" tunctl -d "$TAP" >/dev/null
+    kill $backends 2>/dev/null
+    disconnect_network
 }
-httpd='' nc='' backends=''
+backends=''
 trap clean_up EXIT
 
-mkdir -p "$WORK/root" "$WORK/www"
+mkdir -p "$WORK/root"
 head -c 2097152 /dev/urandom >"$WORK/root/pattern"
 (cd "$WORK/root" && sha256sum pattern >SHA256SUMS)
 truncate -s 32M "$DISK"
 check "make the disk" mkfs.ext4 -q -F -d "$WORK/root" "$DISK"
 
-"$BUSYBOX" tunctl -t "$TAP" >/dev/null
-"$BUSYBOX" ip addr add 192.168.77.1/24 dev "$TAP"
-check "make the tap" "$BUSYBOX" ip link set "$TAP" up
-head -c 4194304 /dev/urandom >"$WORK/www/blob"
-"$BUSYBOX" httpd -f -p 192.168.77.1:8080 -h "$WORK/www" &
-httpd=$!
-mkfifo "$WORK/silent" # nc answers the end of its input with the end of the connection
-"$BUSYBOX" nc -l -p 9000 <>"$WORK/silent" >"$WORK/uploaded" &
-nc=$!
+connect_network
 
 while IFS= read -r backend; do
     [ -n "$backend" ] || continue

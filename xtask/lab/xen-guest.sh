@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# init of a guest that sees Xen and has a disk of Xen's: `guest: WHAT: RESULT` lines, as in guest-init.sh.
+# init of a guest that sees Xen and has a disk and a network interface of Xen's: `guest: WHAT: RESULT` lines, as in guest-init.sh.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -55,8 +55,26 @@ umount /disk
 mount -t ext4 /dev/xvda /disk
 remounted() { [ "$(sum </disk/written)" = "$written" ]; }
 check "disk write" remounted
+echo "guest: disk sum: $written"
+
+# Network: both directions, in packets that are cut into segments elsewhere.
+check "xen-netfront finds the interface" [ -d /sys/class/net/eth0 ]
+ip addr add 192.168.77.2/24 dev eth0
+ip link set eth0 up
+check "it has an event channel for each direction" grep -q vif0-q0-rx /proc/interrupts
+check "ping" ping -q -c 3 -W 5 192.168.77.1
+packets() { cat "/sys/class/net/eth0/statistics/$1_packets"; }
+few() { # few DIRECTION BEFORE: less than 2 MiB need where each has to fit a wire
+    [ $(($(packets "$1") - $2)) -lt 1400 ]
+}
+before=$(packets rx)
+echo "guest: download sum: $(wget -q -O - http://192.168.77.1:8080/blob | sum)"
+check "the download comes uncut" few rx "$before"
+upload() { nc 192.168.77.1 9000 </disk/written; }
+before=$(packets tx)
+check "upload" upload
+check "the upload goes uncut" few tx "$before"
 umount /disk
-echo "guest: sum: $written"
 
 # Tools that detach and attach do it by the store: the front end's nodes go away, and come back.
 vbd=device/vbd/51712

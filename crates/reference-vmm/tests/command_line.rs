@@ -93,14 +93,16 @@ fn unreadable_initrd_and_disk() {
 }
 
 #[test]
-fn disks_of_xen_need_xen() {
+fn devices_of_xen_need_xen() {
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), [0; 512]).unwrap();
     let path = file.path().to_str().unwrap();
     let disk = format!("{path},pv=xen,readonly");
-    let (status, message) = failure(&["run", "--kernel", path, "--disk", &disk]);
-    assert_eq!(status, Some(1));
-    assert!(message.contains("add --xen"), "{message}");
+    for device in [["--disk", &disk], ["--net", "tap=t,pv=xen"]] {
+        let (status, message) = failure(&[["run", "--kernel", path].as_slice(), &device].concat());
+        assert_eq!(status, Some(1));
+        assert!(message.contains("add --xen"), "{message}");
+    }
     let (status, _) = failure(&["run", "--kernel", path, "--xen", "--iommu", "vtd"]);
     assert_eq!(status, Some(2));
 }
@@ -189,6 +191,8 @@ fn wrong_arguments_have_a_status_of_their_own() {
         &["run", "--kernel", "k", "--net", "tap=t,mac=nonsense"],
         &["run", "--kernel", "k", "--net", "tap=t,sriov=0"],
         &["run", "--kernel", "k", "--net", "tap=t,sriov=256"],
+        &["run", "--kernel", "k", "--net", "tap=t,pv=kvm"],
+        &["run", "--kernel", "k", "--net", "tap=t,pv=xen,sriov=1"],
         &["run", "--kernel", "k", "--net", "tap=t,sriov="],
         &["run", "--kernel", "k", "--vhost-user", "blk="],
         &["run", "--kernel", "k", "--vhost-user", "scsi=socket"],

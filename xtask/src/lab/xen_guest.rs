@@ -16,13 +16,15 @@ use crate::workspace;
 
 const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/network-host.sh"),
     include_str!("../../lab/xen-guest-host.sh")
 );
 const GUEST_INIT: &str = include_str!("../../lab/xen-guest.sh");
-const MODULES: [&str; 2] = ["xen-blkfront", "ext4"];
+const MODULES: [&str; 3] = ["xen-blkfront", "xen-netfront", "ext4"];
 /// What the guest and the host must have reported.
-const EXPECTED: [&str; 19] = [
+const EXPECTED: [&str; 28] = [
     "host: make the disk: ok",
+    "host: make the tap: ok",
     "guest: the hypervisor is Xen: ok",
     "guest: it is version 4.10: ok",
     "guest: events come by vectors of the vCPUs: ok",
@@ -32,6 +34,12 @@ const EXPECTED: [&str; 19] = [
     "guest: mount: ok",
     "guest: disk read: ok",
     "guest: disk write: ok",
+    "guest: xen-netfront finds the interface: ok",
+    "guest: it has an event channel for each direction: ok",
+    "guest: ping: ok",
+    "guest: the download comes uncut: ok",
+    "guest: upload: ok",
+    "guest: the upload goes uncut: ok",
     "guest: the disk is detached: ok",
     "guest: the disk is attached: ok",
     "guest: disk read after that: ok",
@@ -39,6 +47,8 @@ const EXPECTED: [&str; 19] = [
     "host: the VMM ended: ok",
     "host: fsck: ok",
     "host: the disk holds what the guest wrote: ok",
+    "host: the upload arrived: ok",
+    "host: the download arrived: ok",
     "host: requests make no exits: ok",
     COUNTS,
 ];
@@ -64,7 +74,10 @@ pub fn run(progress: &Progress) -> Result<(String, u32)> {
         quote(&kernel.image),
         quote(&initrd)
     );
-    let script = format!("VMM={}\nWORK=/run/lab\n{HOST_SCRIPT}", quoted(&vmm));
+    let script = format!(
+        "VMM={}\nWORK=/run/lab\nTAP=vmm0\nBUSYBOX=/run/busybox/busybox\n{HOST_SCRIPT}",
+        quoted(&vmm)
+    );
     attempts("xen guest", || {
         let host = Host::new("xen-guest", Duration::from_secs(260));
         let finished = host.run(host.folder()?, &script, progress)?;

@@ -117,6 +117,11 @@ impl<F: Foreign> NetBack<F> {
         Ok(notify)
     }
 
+    /// Whether the guest sends packets. If not, the front end notifies of the next.
+    pub fn is_waiting(&mut self) -> bool {
+        self.transmit.finish()
+    }
+
     /// Takes the slots of a packet out of the ring.
     fn take(&mut self) -> Result<Option<Slots>, NetError> {
         let Some(first) = self.transmit.take()? else {

@@ -2,9 +2,11 @@
 
 mod back;
 mod front;
+mod transport;
 
 pub use back::{Delivery, NetBack, NetError};
 pub use front::{Fragment, NetFront, Received};
+pub use transport::{Network, Transport, complete_checksum};
 
 /// What is known of a packet's checksum.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

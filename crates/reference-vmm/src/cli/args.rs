@@ -76,8 +76,8 @@ pub(super) struct RunArgs {
     #[arg(long = "disk", value_name = "FILE[,readonly][,pv=xen]", value_parser = disk)]
     pub(super) disks: Vec<DiskArg>,
 
-    /// Tap interface of the host, as a virtio network device; made if it does not exist. With `sriov=N`, and behind a root port, the guest can enable N virtual functions of it: the one with number M, from 0, is connected to the tap interface NAMEvM. May be repeated
-    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS][,sriov=N]", value_parser = net)]
+    /// Tap interface of the host, as a virtio network device, or with `pv=xen` as one of Xen's; made if it does not exist. With `sriov=N`, and behind a root port, the guest can enable N virtual functions of it: the one with number M, from 0, is connected to the tap interface NAMEvM. May be repeated
+    #[arg(long = "net", value_name = "tap=NAME[,mac=ADDRESS][,sriov=N|,pv=xen]", value_parser = net)]
     pub(super) nets: Vec<NetArg>,
 
     /// Device that a vhost-user backend serves, which listens at the socket. May be repeated
@@ -168,10 +168,12 @@ pub(super) struct NetArg {
     pub(super) mac: Option<MacAddress>,
     /// How many virtual functions it can have.
     pub(super) sriov: u8,
+    /// One of Xen's.
+    pub(super) xen: bool,
 }
 
 fn net(text: &str) -> Result<NetArg, String> {
-    let (mut tap, mut mac, mut sriov) = (None, None, 0);
+    let (mut tap, mut mac, mut sriov, mut xen) = (None, None, 0, false);
     for option in text.split(',') {
         match option.split_once('=') {
             Some(("tap", name)) if !name.is_empty() => tap = Some(name.to_owned()),
@@ -190,17 +192,22 @@ fn net(text: &str) -> Result<NetArg, String> {
                         )
                     })?;
             }
+            Some(("pv", "xen")) => xen = true,
             _ => {
                 return Err(format!(
-                    "unknown option `{option}`, expected tap=NAME, mac=ADDRESS or sriov=N"
+                    "unknown option `{option}`, expected tap=NAME, mac=ADDRESS, sriov=N or pv=xen"
                 ));
             }
         }
+    }
+    if xen && sriov > 0 {
+        return Err("an interface of Xen's has no virtual functions".to_owned());
     }
     Ok(NetArg {
         tap: tap.ok_or("tap=NAME is missing")?,
         mac,
         sriov,
+        xen,
     })
 }
 

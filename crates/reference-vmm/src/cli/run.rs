@@ -14,8 +14,8 @@ use crate::boot::{Image, Linux, Payload};
 use crate::machine::disk::Disk;
 use crate::machine::stop::Stop;
 use crate::machine::{
-    Config, Machine, ModelledFunction, Nic, Peripherals, Stopped, VhostUser, VirtualNic, VpioError,
-    XenDevices,
+    Config, Machine, ModelledFunction, Nic, Peripherals, Stopped, VhostUser, Vif, VirtualNic,
+    VpioError, XenDevices,
 };
 
 type Error = Box<dyn std::error::Error>;
@@ -114,6 +114,7 @@ fn virtual_mac(MacAddress([a, b, c, d, e, f]): MacAddress, index: u8) -> MacAddr
 /// truncated. All else is opened and made anew, so that nothing of one life of the guest reaches the next.
 struct Kept {
     nics: Vec<Nic>,
+    vifs: Vec<Vif>,
     /// Their models were checked, which takes a while.
     modelled: Vec<ModelledFunction>,
     /// Where the virtio console prints.
@@ -122,12 +123,20 @@ struct Kept {
 
 impl Kept {
     fn open(args: &RunArgs) -> Result<Self, Error> {
-        let nics = args
-            .nets
-            .iter()
-            .zip(0u8..)
-            .map(|(net, number)| nic(net, number))
-            .collect::<Result<_, TapError>>()?;
+        let for_xen = args.disks.iter().any(|disk| disk.xen) || args.nets.iter().any(|net| net.xen);
+        if for_xen && !args.xen {
+            return Err("a device with pv=xen needs a guest that sees Xen: add --xen".into());
+        }
+        let (mut nics, mut vifs) = (Vec::new(), Vec::new());
+        for (net, number) in args.nets.iter().zip(0u8..) {
+            let nic = nic(net, number)?;
+            if net.xen {
+                let Nic { tap, mac, .. } = nic;
+                vifs.push(Vif { tap, mac });
+            } else {
+                nics.push(nic);
+            }
+        }
         let console = match &args.console {
             Some(ConsoleArg::Stdio) => Some(File::from(io::stdout().as_fd().try_clone_to_owned()?)),
             Some(ConsoleArg::File(path)) => Some(File::create(path).map_err(|error| {
@@ -145,6 +154,7 @@ impl Kept {
         let modelled = modelled.collect::<Result<_, VpioError>>()?;
         Ok(Self {
             nics,
+            vifs,
             modelled,
             console,
         })
@@ -168,9 +178,6 @@ impl Kept {
                 .collect::<Result<Vec<_>, _>>()
         };
         let (disks, xen_disks) = (open(false)?, open(true)?);
-        if !args.xen && !xen_disks.is_empty() {
-            return Err("a disk with pv=xen needs a guest that sees Xen: add --xen".into());
-        }
         let vhost_user = args
             .vhost_user
             .iter()
@@ -205,7 +212,10 @@ impl Kept {
             },
             transport: args.transport.into(),
             iommu: args.iommu.map(|arg| arg.iommu),
-            xen: args.xen.then_some(XenDevices { disks: xen_disks }),
+            xen: args.xen.then(|| XenDevices {
+                disks: xen_disks,
+                vifs: self.vifs.clone(),
+            }),
             serial: Box::new(io::stdout()),
             debug_exit: args.debug_exit,
             timed: !args.report.files.is_empty(),

@@ -35,7 +35,7 @@ pub use vhost_user::{VhostUser, VhostUserError, VhostUserKind};
 pub use virtio::{AttachError, Transport};
 pub use vpio::{Denial, ModelledFunction, ModelledUse, VpioError};
 pub(crate) use xen::Xen;
-pub use xen::{XenDevices, XenError};
+pub use xen::{Vif, XenDevices, XenError};
 
 use crate::acpi::{self, Board};
 use crate::boot::{self, BootError, Payload};

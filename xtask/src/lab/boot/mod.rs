@@ -28,6 +28,7 @@ pub use measured::Measured;
 const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
 const HOST_SCRIPT: &str = concat!(
     include_str!("../../../lab/checks.sh"),
+    include_str!("../../../lab/network-host.sh"),
     include_str!("../../../lab/boot-host.sh")
 );
 const GUEST_MODULES: [&str; 8] = [

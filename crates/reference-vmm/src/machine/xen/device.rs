@@ -3,14 +3,15 @@
 use std::fmt;
 use std::sync::Arc;
 
-use grant_table::foreign::{Foreign, Mapped};
+use grant_table::foreign::{Foreign as _, InProcess, Mapped};
+use grant_table::frame::Frame;
 use grant_table::guest::Access;
 use grant_table::spec::event::Port;
 use grant_table::spec::grant::GrantRef;
 use grant_table::spec::xenbus::XenbusState as State;
 use grant_table::xenbus::{Action, Role, closed, react};
 
-use super::host::{GuestChannel, Host, Server};
+use super::host::{GuestChannel, Host, Server, Wake};
 use super::store::{Nodes, home};
 use super::{GUEST, HOST, XenError};
 
@@ -41,12 +42,31 @@ pub(super) struct Front<'a> {
 
 /// The pages of a device's rings.
 #[derive(Debug, Default)]
-struct Rings(Vec<Mapped>);
+struct Rings {
+    /// Maps them, once there was one.
+    foreign: Option<InProcess>,
+    pages: Vec<Mapped>,
+}
+
+impl Rings {
+    fn unmap(&mut self) {
+        let pages = std::mem::take(&mut self.pages);
+        if let Some(foreign) = &mut self.foreign {
+            // They were mapped.
+            let _unmapped = foreign.unmap(pages);
+        }
+    }
+}
 
 impl Front<'_> {
     /// A number that it wrote.
     pub(super) fn number(&mut self, node: &str) -> Option<u32> {
         self.nodes.number(&format!("{}/{node}", self.path))
+    }
+
+    /// Whether it wrote that it has a feature.
+    pub(super) fn has(&mut self, feature: &str) -> bool {
+        self.number(feature) == Some(1)
     }
 
     /// A text that it wrote.
@@ -55,28 +75,27 @@ impl Front<'_> {
     }
 
     /// The page of the ring whose reference it wrote.
-    pub(super) fn ring(&mut self, node: &str) -> Option<grant_table::frame::Frame> {
+    pub(super) fn ring(&mut self, node: &str) -> Option<Frame> {
         let reference = GrantRef(self.number(node)?);
-        let mut foreign = self.host.foreign(self.number, true);
+        let map = || self.host.foreign(self.number, true);
+        let foreign = self.rings.foreign.get_or_insert_with(map);
         let page = foreign
             .map(GUEST, &[reference], Access::ReadWrite)
             .pop()?
             .ok()?;
         let frame = page.frame.clone();
-        self.rings.0.push(page);
+        self.rings.pages.push(page);
         Some(frame)
     }
 
-    /// The event channel whose port it wrote.
-    pub(super) fn channel(&mut self, node: &str) -> Option<Arc<GuestChannel>> {
+    /// The event channel whose port it wrote, and whose events go to `wake`.
+    pub(super) fn channel(&mut self, node: &str, wake: &Wake) -> Option<GuestChannel> {
         let port = Port(self.number(node)?);
-        GuestChannel::connect(self.host.clone(), Some(port))
-            .ok()
-            .map(Arc::new)
+        GuestChannel::connect(self.host.clone(), Some(port), wake).ok()
     }
 
     /// The guest's pages for requests.
-    pub(super) fn foreign(&self) -> grant_table::foreign::InProcess {
+    pub(super) fn foreign(&self) -> InProcess {
         self.host.foreign(self.number, false)
     }
 }
@@ -198,20 +217,18 @@ impl Device {
                 if self.server.is_some() {
                     return next;
                 }
-                self.disconnect(host);
+                self.disconnect();
                 State::Closing
             }
             Action::Disconnect => {
-                self.disconnect(host);
+                self.disconnect();
                 next
             }
         }
     }
 
-    fn disconnect(&mut self, host: &Host) {
+    fn disconnect(&mut self) {
         self.server = None;
-        let pages = std::mem::take(&mut self.rings.0);
-        // They were mapped.
-        let _unmapped = host.foreign(self.number, true).unmap(pages);
+        self.rings.unmap();
     }
 }

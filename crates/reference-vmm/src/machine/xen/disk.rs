@@ -11,7 +11,7 @@ use vm_memory::VolatileSlice;
 
 use super::GUEST;
 use super::device::{BackEnd, Front};
-use super::host::{GuestChannel, Server};
+use super::host::{GuestChannel, Server, Wake};
 use crate::machine::disk::Disk;
 
 /// What guests call the first disk: `xvda`, with 16 numbers for it and its partitions.
@@ -61,7 +61,7 @@ struct Serving(Option<BlockBack<InProcess, Image>>);
 
 impl Serving {
     /// Serves all requests there are; false when the guest has broken its ring, and has no disk any more.
-    fn serve(&mut self, channel: &GuestChannel) -> bool {
+    fn serve(&mut self, channel: &GuestChannel, wake: &Wake) -> bool {
         let Some(back) = &mut self.0 else {
             return false;
         };
@@ -71,7 +71,7 @@ impl Serving {
                 Ok(false) => {}
                 Err(_) => return false,
             }
-            if channel.is_stopped() || !back.is_waiting() {
+            if wake.is_stopped() || !back.is_waiting() {
                 return true;
             }
         }
@@ -144,18 +144,20 @@ impl BackEnd for BlockDevice {
         if front.text("protocol").is_some_and(|name| name != PROTOCOL) {
             return None;
         }
-        let persistent = front.number("feature-persistent") == Some(1);
+        let persistent = front.has("feature-persistent");
         let limits = Limits {
             indirect_segments: INDIRECT,
             persistent: if persistent { PERSISTENT.into() } else { 0 },
             read_only: self.image.read_only(),
         };
         let ring = front.ring("ring-ref")?;
-        let channel = front.channel("event-channel")?;
+        let wake = Wake::new().ok()?;
+        let channel = front.channel("event-channel", &wake)?;
         let image = Image(self.image.clone());
         let back = BlockBack::new(vec![ring], GUEST, front.foreign(), image, limits).ok()?;
         let mut serving = Serving(Some(back));
         let name = format!("xen-disk{}", self.handle);
-        Server::spawn(name, channel, move |channel| serving.serve(channel)).ok()
+        let serve = move |wake: &Wake| while wake.wait() && serving.serve(&channel, wake) {};
+        Server::spawn(name, wake, serve).ok()
     }
 }

@@ -1,6 +1,7 @@
 //! Domain 0: what back ends need of the hypervisor.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -74,42 +75,72 @@ impl Host {
     }
 }
 
-/// An event channel to the guest, whose events wake one thread.
+/// Wakes the thread of a back end: when the guest sends an event to it, and when it is to end.
+pub(super) struct Wake {
+    kick: EventFd,
+    /// The thread is to end.
+    stopped: AtomicBool,
+}
+
+impl Wake {
+    pub(super) fn new() -> io::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            // Reading it waits.
+            kick: EventFd::new(0)?,
+            stopped: AtomicBool::new(false),
+        }))
+    }
+
+    /// Whether the thread is to end.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Acquire)
+    }
+
+    /// Waits for the guest; false if the thread is to end.
+    pub(super) fn wait(&self) -> bool {
+        // A signal may end it early, which does no harm.
+        let _count = self.kick.read();
+        !self.is_stopped()
+    }
+}
+
+impl AsRawFd for Wake {
+    fn as_raw_fd(&self) -> RawFd {
+        self.kick.as_raw_fd()
+    }
+}
+
+/// An event channel to the guest.
 pub(super) struct GuestChannel {
     host: Arc<Host>,
     local: Port,
     remote: Port,
-    kick: EventFd,
-    /// Its thread is to end.
-    stopped: AtomicBool,
 }
 
 impl GuestChannel {
-    /// Connects to the guest's `remote`, or to a new port of the guest's.
-    pub(super) fn connect(host: Arc<Host>, remote: Option<Port>) -> io::Result<Self> {
+    /// Connects to the guest's `remote`, or to a new port of the guest's, whose events go to `wake`.
+    pub(super) fn connect(host: Arc<Host>, remote: Option<Port>, wake: &Wake) -> io::Result<Self> {
         let refused = |errno| io::Error::other(format!("the event channel: {errno}"));
-        // Reading it waits.
-        let kick = EventFd::new(0)?;
         let caller = host.events.caller(HOST).ok_or(io::ErrorKind::NotFound)?;
         let remote = match remote {
             Some(remote) => remote,
             None => caller.alloc_unbound(GUEST, HOST).map_err(refused)?,
         };
         let local = caller.bind_interdomain(GUEST, remote).map_err(refused)?;
-        let told = host.vm.set_xen_send(remote.0, Some(XenSend::Event(&kick)));
+        let told = host
+            .vm
+            .set_xen_send(remote.0, Some(XenSend::Event(&wake.kick)));
         if let Err(error) = told {
             // The port was just bound.
             let _closed = caller.close(local);
             return Err(io::Error::other(error));
         }
         // What the guest sent before is not lost.
-        kick.write(1)?;
+        wake.kick.write(1)?;
         Ok(Self {
             host,
             local,
             remote,
-            kick,
-            stopped: AtomicBool::new(false),
         })
     }
 
@@ -124,18 +155,6 @@ impl GuestChannel {
             // The guest may have closed its end.
             let _sent = caller.send(self.local);
         }
-    }
-
-    /// Whether its thread is to end.
-    pub(super) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Acquire)
-    }
-
-    /// Waits for the guest; false if the thread is to end.
-    fn wait(&self) -> bool {
-        // A signal may end it early, which does no harm.
-        let _count = self.kick.read();
-        !self.is_stopped()
     }
 }
 
@@ -157,25 +176,25 @@ impl Drop for GuestChannel {
     }
 }
 
-/// A thread that serves the guest's events of one channel until it is dropped.
+/// A thread that serves the guest until it is dropped.
 pub(super) struct Server {
-    channel: Arc<GuestChannel>,
+    wake: Arc<Wake>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Server {
-    /// Calls `serve` when the guest sends, until that answers false.
+    /// Runs `serve` on a thread, which waits for `wake` and returns when that tells so.
     pub(super) fn spawn(
         name: String,
-        channel: Arc<GuestChannel>,
-        mut serve: impl FnMut(&GuestChannel) -> bool + Send + 'static,
+        wake: Arc<Wake>,
+        serve: impl FnOnce(&Wake) + Send + 'static,
     ) -> io::Result<Self> {
-        let own = channel.clone();
+        let own = wake.clone();
         let thread = thread::Builder::new()
             .name(name)
-            .spawn(move || while own.wait() && serve(&own) {})?;
+            .spawn(move || serve(&own))?;
         Ok(Self {
-            channel,
+            wake,
             thread: Some(thread),
         })
     }
@@ -183,9 +202,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.channel.stopped.store(true, Ordering::Release);
+        self.wake.stopped.store(true, Ordering::Release);
         // The thread reads it, so that it does not overflow.
-        let _ = self.channel.kick.write(1);
+        let _ = self.wake.kick.write(1);
         // A thread that panicked has ended too.
         let _ended = self.thread.take().map(JoinHandle::join);
     }

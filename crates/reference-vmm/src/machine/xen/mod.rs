@@ -11,6 +11,7 @@ mod events;
 mod frames;
 mod host;
 mod hypercall;
+mod net;
 mod platform;
 mod spec;
 mod store;
@@ -35,11 +36,13 @@ use super::layout::XEN_STORE;
 use super::stop::StopSwitch;
 use super::{MachineError, Memory};
 use crate::kvm::{KvmError, Vcpu, Vm, Window, XenVcpu, ram_frame};
-use device::Device;
+use device::{BackEnd, Device};
 use disk::BlockDevice;
 use events::Upcalls;
 use frames::Ram;
 use host::Host;
+use net::NetDevice;
+pub use net::Vif;
 use store::Store;
 use vcpus::Vcpus;
 
@@ -53,6 +56,8 @@ const HOST: DomId = DomId(0);
 pub struct XenDevices {
     /// Block devices, `xvda` the first.
     pub disks: Vec<Disk>,
+    /// Network devices.
+    pub vifs: Vec<Vif>,
 }
 
 /// Why Xen could not be had.
@@ -119,17 +124,28 @@ impl Xen {
             .create(GUEST, config, Ram(memory.clone()))
             .map_err(XenError::from)?;
         let events = Arc::new(EventChannels::new());
-        let XenDevices { disks } = devices;
+        let XenDevices { disks, vifs } = devices;
         let disks: Vec<_> = disks
             .into_iter()
             .zip(0..)
             .map(|(disk, index)| BlockDevice::new(disk, index))
             .collect();
         let images = disks.iter().map(BlockDevice::image).collect();
-        let host = Host::new(vm.clone(), events.clone(), grants.clone(), disks.len())?;
-        let devices = disks.into_iter().zip(0..);
-        let devices =
-            devices.map(|(disk, number)| Device::new(number, disk.handle(), Box::new(disk)));
+        let disks = disks
+            .into_iter()
+            .map(|disk| (disk.handle(), Box::new(disk) as Box<dyn BackEnd>));
+        let vifs = vifs.into_iter().zip(0..).map(|(vif, index)| {
+            (
+                index,
+                Box::new(NetDevice::new(vif, index)) as Box<dyn BackEnd>,
+            )
+        });
+        let devices: Vec<_> = disks
+            .chain(vifs)
+            .zip(0..)
+            .map(|((handle, back_end), number)| Device::new(number, handle, back_end))
+            .collect();
+        let host = Host::new(vm.clone(), events.clone(), grants.clone(), devices.len())?;
         let page = Frame::allocate();
         vm.frame_window(page.clone()).show(Some(XEN_STORE))?;
         Ok(Arc::new(Self {
@@ -139,7 +155,7 @@ impl Xen {
             vcpus: Vcpus::new(vcpus),
             upcalls: Upcalls::new(vm.clone(), vcpus),
             grants,
-            store: Store::new(page, host, devices.collect())?,
+            store: Store::new(page, host, devices)?,
             images,
             events,
             shown: Mutex::default(),

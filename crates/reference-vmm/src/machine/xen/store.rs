@@ -10,7 +10,7 @@ use grant_table::spec::xenstore::kind;
 use grant_table::xenstore::{Connection, Message, Quota, XenStore};
 
 use super::device::Device;
-use super::host::{GuestChannel, Host, Server};
+use super::host::{GuestChannel, Host, Server, Wake};
 use super::{GUEST, HOST, XenError};
 
 /// The store of a machine, and the devices in it.
@@ -60,12 +60,13 @@ impl Store {
         let Some((mut nodes, mut devices)) = devices else {
             return Ok(());
         };
-        let channel = GuestChannel::connect(self.host.clone(), None).map(Arc::new)?;
+        let wake = Wake::new()?;
+        let channel = GuestChannel::connect(self.host.clone(), None, &wake)?;
         let port = channel.remote().0;
         let mut connection = Connection::new(GUEST, self.page.clone());
         let host = self.host.clone();
-        let serve = move |channel: &GuestChannel| {
-            while !channel.is_stopped() {
+        let mut serve = move |wake: &Wake| {
+            while !wake.is_stopped() {
                 let served = match connection.serve(&mut nodes.0) {
                     Ok(served) => served,
                     // A guest that breaks its page has no store any more.
@@ -85,7 +86,9 @@ impl Store {
             }
             true
         };
-        let server = Server::spawn("xenstore".to_owned(), channel, serve)?;
+        let server = Server::spawn("xenstore".to_owned(), wake, move |wake| {
+            while wake.wait() && serve(wake) {}
+        })?;
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         self.port.store(port, Ordering::Release);
         Ok(())
