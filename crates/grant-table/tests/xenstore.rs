@@ -7,7 +7,10 @@
     reason = "test code"
 )]
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use grant_table::frame::Frame;
 use grant_table::spec::DomId;
@@ -408,6 +411,105 @@ fn quotas_hold() {
             .unwrap();
     }
     assert_eq!(one.events(&mut store).len(), 4);
+}
+
+#[test]
+fn events_beyond_a_full_ring_wake_the_domain() {
+    let (mut store, mut watcher, mut writer) = world();
+    watcher
+        .ask(&mut store, kind::WATCH, 0, "/local/domain/1\0token\0")
+        .unwrap();
+    let permissions = "/local/domain/1\0n1\0b2\0";
+    watcher
+        .ask(&mut store, kind::SET_PERMS, 0, permissions)
+        .unwrap();
+    watcher.poll(&mut store);
+    watcher.events.clear();
+    // Each event takes some 50 bytes of the 1,024.
+    for number in 0..60 {
+        let node = format!("/local/domain/1/node{number:02}\0value");
+        writer.ask(&mut store, kind::WRITE, 0, &node).unwrap();
+    }
+    assert_eq!(watcher.connection.serve(&mut store), Ok(true));
+    assert_eq!(
+        watcher.connection.serve(&mut store),
+        Ok(false),
+        "the ring is full"
+    );
+    // What one look takes makes room for more, of which the domain has to be told.
+    let mut seen = 0;
+    while seen < 60 {
+        let mut taken = 0;
+        while let (Some(message), _) = watcher.client.take().unwrap() {
+            assert_eq!(message.kind, kind::WATCH_EVENT);
+            taken += 1;
+        }
+        seen += taken;
+        assert!(taken > 0, "{seen} of 60 events");
+        assert_eq!(watcher.connection.serve(&mut store), Ok(seen < 60));
+    }
+}
+
+#[test]
+fn a_domain_that_notifies_as_linux_does_is_always_served() {
+    const REQUESTS: u32 = 5000;
+    let (mut store, ..) = world();
+    let page = Frame::allocate();
+    let mut client = StoreClient::new(page.clone());
+    let mut connection = Connection::new(DomId(1), page.clone());
+    let (to_store, store_event) = mpsc::channel();
+    let (to_domain, domain_event) = mpsc::channel();
+    let ended = &AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            while store_event.recv().is_ok() {
+                while connection.serve(&mut store).unwrap() && !ended.load(Ordering::Relaxed) {
+                    let _gone = to_domain.send(());
+                }
+            }
+        });
+        let word = |at| page.u32(at).unwrap().load(Ordering::SeqCst);
+        let (mut sent, mut answered) = (0, 0);
+        while answered < REQUESTS {
+            // Some requests are under way at once.
+            while sent < REQUESTS && sent - answered < 8 {
+                let written = word(page::REQUEST_PRODUCER);
+                client
+                    .send(&Message {
+                        kind: kind::READ,
+                        request: sent,
+                        transaction: 0,
+                        payload: b"/local/domain/1\0".to_vec(),
+                    })
+                    .unwrap();
+                sent += 1;
+                // `xb_write` in Linux.
+                if word(page::REQUEST_CONSUMER) >= written {
+                    to_store.send(()).unwrap();
+                }
+            }
+            let before = answered;
+            loop {
+                let taken = word(page::RESPONSE_CONSUMER);
+                let (message, _) = client.take().unwrap();
+                // `xb_read`.
+                if word(page::RESPONSE_PRODUCER) - taken >= page::RING {
+                    to_store.send(()).unwrap();
+                }
+                match message {
+                    Some(message) => assert_eq!(message.request, answered),
+                    None => break,
+                }
+                answered += 1;
+            }
+            if answered == before {
+                let event = domain_event.recv_timeout(Duration::from_secs(60));
+                assert!(event.is_ok(), "{answered} answers to {sent} requests");
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+        drop(to_store);
+    });
 }
 
 #[test]

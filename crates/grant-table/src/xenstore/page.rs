@@ -169,7 +169,9 @@ impl Connection {
         Self { domain, stream }
     }
 
-    /// Serves the requests that have come and writes what there is room for; whether to notify the domain.
+    /// Serves the requests that have come and writes what there is room for; whether to notify the domain. If so, it is to be called again
+    /// before the domain's next event is waited for: Linux sends one only when it finds all taken that it wrote before, or when it takes
+    /// something from a ring that is full.
     ///
     /// # Errors
     ///
