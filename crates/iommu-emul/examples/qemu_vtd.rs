@@ -10,13 +10,9 @@
     reason = "a test program"
 )]
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead, BufReader, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, process::ExitCode, sync::Arc};
 
+use fastrand::Rng;
 use iommu_emul::{
     spec::register::offset,
     vtd::{Config, DmaView, Unit},
@@ -26,9 +22,9 @@ use pio_mmio_bus::{
     interrupt::{InterruptError, MsiMessage, MsiSink},
     pci::RequesterId,
 };
+use qtest::Qemu;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
-const HLT: u8 = 0xf4;
 /// How often to look for the end of a DMA, which takes fewer than ten.
 const POLLS: u32 = 3000;
 /// How often QEMU is started for its clock to run.
@@ -59,63 +55,39 @@ trait Machine {
     fn dma(&mut self, at: u64, write: bool) -> bool;
 }
 
-struct Qemu {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    operations: u64,
-    _firmware: tempfile::NamedTempFile,
+/// QEMU's unit and device.
+struct Theirs {
+    qemu: Qemu,
+    /// Commands to those that came before it.
+    commands: u64,
 }
 
-impl Qemu {
+impl Theirs {
     fn start() -> std::io::Result<Self> {
-        let mut qemu = Self::spawn()?;
+        let mut theirs = Self::spawn()?;
         let mut starts = 1;
-        while !qemu.fill_device() {
+        while !theirs.fill_device() {
             assert!(starts < STARTS, "the device does nothing");
-            qemu = Self::spawn()?;
+            theirs = Self::spawn()?;
             starts += 1;
         }
-        Ok(qemu)
+        Ok(theirs)
     }
 
     fn spawn() -> std::io::Result<Self> {
-        let mut code = [HLT; 0x1_0000];
-        // At the reset vector: cli, hlt, and back.
-        code[0xfff0..0xfff4].copy_from_slice(&[0xfa, HLT, 0xeb, 0xfd]);
-        let mut firmware = tempfile::NamedTempFile::new()?;
-        firmware.write_all(&code)?;
-        let mut child = Command::new("qemu-system-x86_64")
-            .args("-M q35 -m 16M -display none -nodefaults".split(' '))
-            // A processor that halts at once, and a clock that jumps to the next timer: the device's DMA needs no waiting.
-            .args("-accel tcg -icount shift=0,sleep=off -qtest stdio -qtest-log none".split(' '))
-            .args([
-                "-device",
-                "intel-iommu,intremap=on,aw-bits=48,caching-mode=on",
-            ])
-            .args(["-device", "edu,addr=4,dma_mask=0xffffffffffffffff", "-bios"])
-            .arg(firmware.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let mut qemu = Self {
-            child,
-            input,
-            output,
-            operations: 0,
-            _firmware: firmware,
-        };
+        // A clock that jumps to the next timer: the device's DMA needs no waiting.
+        let mut qemu = Qemu::halted(
+            "-icount shift=0,sleep=off -device intel-iommu,intremap=on,aw-bits=48,caching-mode=on \
+             -device edu,addr=4,dma_mask=0xffffffffffffffff",
+        )?;
         // BAR 0 of the device, memory and bus mastering.
-        for (register, value) in [(0x10, EDU), (4, 6)] {
-            qemu.command(&format!(
-                "outl 0xcf8 {:#x}",
-                0x8000_0000_u64 | 4 << 11 | register
-            ));
-            qemu.command(&format!("outl 0xcfc {value:#x}"));
-        }
-        Ok(qemu)
+        qemu.configure(4, 0x10, u32::try_from(EDU).unwrap());
+        qemu.configure(4, 4, 6);
+        Ok(Self { qemu, commands: 0 })
+    }
+
+    fn commands(&self) -> u64 {
+        self.commands + self.qemu.commands()
     }
 
     /// Puts the pattern into the device's buffer. Whether it did.
@@ -126,58 +98,36 @@ impl Qemu {
         filled
     }
 
-    fn command(&mut self, line: &str) -> String {
-        self.operations += 1;
-        writeln!(self.input, "{line}").unwrap();
-        loop {
-            let mut answer = String::new();
-            assert_ne!(self.output.read_line(&mut answer).unwrap(), 0, "QEMU ended");
-            if let Some(value) = answer.strip_prefix("OK") {
-                return value.trim().to_owned();
-            }
-            assert!(!answer.starts_with("FAIL"), "{line}: {answer}");
-        }
-    }
-
-    fn number(&mut self, line: &str) -> u64 {
-        let answer = self.command(line);
-        u64::from_str_radix(answer.trim_start_matches("0x"), 16).unwrap()
-    }
-
     /// Whether the device finished: now and then QEMU's clock stands still.
     fn transfer(&mut self, from: u64, to: u64, command: u64) -> bool {
         for (register, value) in [(0x80, from), (0x88, to), (0x90, 8), (0x98, command)] {
-            self.command(&format!("writeq {:#x} {value:#x}", EDU + register));
+            self.qemu
+                .tell(&format!("writeq {:#x} {value:#x}", EDU + register));
         }
         let busy = format!("readq {:#x}", EDU + 0x98);
-        (0..POLLS).any(|_| self.number(&busy) & 1 == 0)
+        (0..POLLS).any(|_| self.qemu.number(&busy) & 1 == 0)
     }
 }
 
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
-impl Machine for Qemu {
+impl Machine for Theirs {
     fn read32(&mut self, at: u16) -> u32 {
-        let value = self.number(&format!("readl {:#x}", UNIT + u64::from(at)));
+        let value = self
+            .qemu
+            .number(&format!("readl {:#x}", UNIT + u64::from(at)));
         u32::try_from(value).unwrap()
     }
 
     fn write(&mut self, at: u16, value: u64, wide: bool) {
         let (at, width) = (UNIT + u64::from(at), if wide { 'q' } else { 'l' });
-        self.command(&format!("write{width} {at:#x} {value:#x}"));
+        self.qemu.tell(&format!("write{width} {at:#x} {value:#x}"));
     }
 
     fn load(&mut self, at: u64) -> u64 {
-        self.number(&format!("readq {at:#x}"))
+        self.qemu.number(&format!("readq {at:#x}"))
     }
 
     fn store(&mut self, at: u64, word: u64) {
-        self.command(&format!("writeq {at:#x} {word:#x}"));
+        self.qemu.tell(&format!("writeq {at:#x} {word:#x}"));
     }
 
     fn dma(&mut self, at: u64, write: bool) -> bool {
@@ -256,29 +206,13 @@ impl Machine for Ours {
     }
 }
 
-/// xorshift64*: the same program for the same seed everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 33) % n
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
+fn chance(random: &mut Rng, percent: u64) -> bool {
+    random.u64(..100) < percent
 }
 
 /// Both machines, and what they disagreed about.
 struct Pair {
-    qemu: Qemu,
+    qemu: Theirs,
     ours: Ours,
     /// By what: how often, and the first example.
     disagreements: BTreeMap<String, (u64, String)>,
@@ -354,9 +288,9 @@ impl Pair {
 
     /// Both machines anew.
     fn restart(&mut self) {
-        let operations = self.qemu.operations;
-        self.qemu = Qemu::start().unwrap();
-        self.qemu.operations += operations;
+        let commands = self.qemu.commands();
+        self.qemu = Theirs::start().unwrap();
+        self.qemu.commands = commands;
         self.ours = Ours::start();
         self.restarts += 1;
     }
@@ -412,7 +346,7 @@ impl Pair {
     }
 
     /// Writes to registers that have no effect but on themselves.
-    fn register_program(&mut self, random: &mut Random) {
+    fn register_program(&mut self, random: &mut Rng) {
         let registers = [
             offset::VER,
             offset::CAP,
@@ -439,9 +373,9 @@ impl Pair {
             FRCD + 8,
         ];
         for _ in 0..24 {
-            let index = usize::try_from(random.below(registers.len() as u64)).unwrap();
+            let index = usize::try_from(random.u64(..registers.len() as u64)).unwrap();
             let at = registers[index];
-            let value = random.next() & if random.chance(50) { u64::MAX } else { 0xffff };
+            let value = random.u64(..) & if chance(random, 50) { u64::MAX } else { 0xffff };
             // Addresses above the host address width and modes that do not exist are kept by QEMU and ignored here ("Root Table
             // Address Register": hardware does not implement bits 63:HAW); so are 32-bit data of events. The commands of CCMD
             // run when bit 63 is set: another program does that.
@@ -460,12 +394,12 @@ impl Pair {
                 offset::FECTL,
                 offset::VER,
             ];
-            if at.is_multiple_of(8) && !narrow.contains(&at) && random.chance(50) {
+            if at.is_multiple_of(8) && !narrow.contains(&at) && chance(random, 50) {
                 self.write(at, value, true);
             } else if at == offset::CCMD {
                 self.write(at, value & 0xffff_ffff, false);
             } else {
-                let half = if at.is_multiple_of(8) && at != FRCD + 8 && random.chance(50) {
+                let half = if at.is_multiple_of(8) && at != FRCD + 8 && chance(random, 50) {
                     4
                 } else {
                     0
@@ -493,21 +427,21 @@ impl Pair {
     }
 
     /// Tables with things wrong in them, and DMA through them.
-    fn walk_program(&mut self, random: &mut Random) {
+    fn walk_program(&mut self, random: &mut Rng) {
         let entry = CONTEXTS + 16 * u64::from(DEVICE.devfn());
-        let spoil = |random: &mut Random, word: u64, percent| {
-            if random.chance(percent) {
-                word ^ 1 << random.below(64)
+        let spoil = |random: &mut Rng, word: u64, percent| {
+            if chance(random, percent) {
+                word ^ 1 << random.u64(..64)
             } else {
                 word
             }
         };
-        let levels = 3 + random.below(2);
+        let levels = 3 + random.u64(..2);
         let root = spoil(random, CONTEXTS | 1, 4);
         self.store(ROOT, root);
         self.store(ROOT + 8, 0);
-        let kind = if random.chance(5) {
-            random.below(4) << 2
+        let kind = if chance(random, 5) {
+            random.u64(..4) << 2
         } else {
             0
         };
@@ -517,15 +451,15 @@ impl Pair {
         for level in 0..4 {
             for index in 0..3 {
                 let next = TABLES + 0x1000 * (level + 1);
-                let flags = if random.chance(75) {
+                let flags = if chance(random, 75) {
                     3
                 } else {
-                    random.below(4)
+                    random.u64(..4)
                 };
-                let word = match random.below(10) {
-                    0 => random.below(8) << 21 | 1 << 7 | flags,
+                let word = match random.u64(..10) {
+                    0 => random.u64(..8) << 21 | 1 << 7 | flags,
                     1 => 0,
-                    2 => (next | flags) ^ 1 << random.below(64),
+                    2 => (next | flags) ^ 1 << random.u64(..64),
                     _ => next | flags,
                 };
                 self.store(TABLES + 0x1000 * level + 8 * index, word);
@@ -546,13 +480,13 @@ impl Pair {
         for round in 1..8 {
             let mut address = 0;
             for level in 0..levels {
-                address |= random.below(3) << (12 + 9 * level);
+                address |= random.u64(..3) << (12 + 9 * level);
             }
-            address |= random.below(512) * 8;
-            if random.chance(5) {
-                address ^= 1 << random.below(48);
+            address |= random.u64(..512) * 8;
+            if chance(random, 5) {
+                address ^= 1 << random.u64(..48);
             }
-            let write = random.chance(50);
+            let write = chance(random, 50);
             // QEMU reports no fault when a page is cached that lacks the permission: start each request without a cache.
             self.queue(
                 &mut tail,
@@ -563,11 +497,11 @@ impl Pair {
                 return;
             }
             self.compare_fault();
-            if random.chance(50) {
-                let which = TABLES + 0x1000 * random.below(4) + 8 * random.below(3);
-                let word = (TABLES + 0x1000 * random.below(6)) | random.below(4);
+            if chance(random, 50) {
+                let which = TABLES + 0x1000 * random.u64(..4) + 8 * random.u64(..3);
+                let word = (TABLES + 0x1000 * random.u64(..6)) | random.u64(..4);
                 self.store(which, word);
-                let flush = match random.below(3) {
+                let flush = match random.u64(..3) {
                     0 => [1 << 4 | 2, 0],
                     1 => [5 << 16 | 2 << 4 | 2, 0],
                     _ => [1 << 4 | 1, 0],
@@ -589,25 +523,25 @@ impl Pair {
     }
 
     /// Descriptors, some malformed.
-    fn queue_program(&mut self, random: &mut Random) {
+    fn queue_program(&mut self, random: &mut Rng) {
         self.write(offset::IQA, QUEUE, true);
         self.write(offset::GCMD, 1 << 26, false);
         self.store(STATUS, 0);
         let mut tail = 0;
         for round in 1..8_u64 {
-            let mut words = match random.below(6) {
-                0 => [(1 + random.below(3)) << 4 | 1, 0],
+            let mut words = match random.u64(..6) {
+                0 => [(1 + random.u64(..3)) << 4 | 1, 0],
                 1 => [
-                    (1 + random.below(3)) << 4 | 2,
-                    random.below(1 << 20) << 12 | random.below(19),
+                    (1 + random.u64(..3)) << 4 | 2,
+                    random.u64(..1 << 20) << 12 | random.u64(..19),
                 ],
                 2 => [4, 0],
-                3 => [random.below(256) << 32 | 1 << 4 | 4, 0],
-                _ => [round << 32 | random.below(3) << 4 | 5, STATUS],
+                3 => [random.u64(..256) << 32 | 1 << 4 | 4, 0],
+                _ => [round << 32 | random.u64(..3) << 4 | 5, STATUS],
             };
-            if random.chance(10) {
-                let which = usize::try_from(random.below(2)).unwrap();
-                words[which] ^= 1 << random.below(64);
+            if chance(random, 10) {
+                let which = usize::try_from(random.u64(..2)).unwrap();
+                words[which] ^= 1 << random.u64(..64);
             }
             // The types that exist in one of the two only, or are told apart by bits 11:9, are choices.
             let kind = words[0] & 0xf;
@@ -649,7 +583,7 @@ fn main() -> ExitCode {
             .map_or(default, |text| text.parse().unwrap())
     };
     let (programs, seed): (u64, u64) = (number(1000), number(1));
-    let qemu = match Qemu::start() {
+    let qemu = match Theirs::start() {
         Ok(qemu) => qemu,
         Err(error) => {
             println!("SKIPPED: qemu-system-x86_64: {error}");
@@ -663,7 +597,7 @@ fn main() -> ExitCode {
         log: Vec::new(),
         restarts: 0,
     };
-    let mut random = Random(seed | 1 << 63);
+    let mut random = Rng::with_seed(seed);
     for program in 0..programs {
         pair.reset();
         pair.log.push(format!("program {program}"));
@@ -675,7 +609,8 @@ fn main() -> ExitCode {
     }
     println!(
         "{programs} programs, {} operations, QEMU started again {} times",
-        pair.qemu.operations, pair.restarts
+        pair.qemu.commands(),
+        pair.restarts
     );
     for (what, (count, example)) in &pair.disagreements {
         let start = example.len().saturating_sub(700);

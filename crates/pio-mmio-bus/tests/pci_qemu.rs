@@ -2,12 +2,11 @@
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 mod machine;
-mod qemu;
 
 use machine::*;
 use pio_mmio_bus::bus::BusDevice;
 use pio_mmio_bus::pci::{BarKind, ConfigPorts, RequesterId, RootPort};
-use qemu::{Numbers, Qemu};
+use qtest::{Qemu, if_installed};
 
 /// Both sides of the comparison, at one device number.
 struct Pair {
@@ -64,7 +63,7 @@ const DEVICE: u8 = 5;
 
 #[test]
 fn a_type_0_header_answers_as_qemus() {
-    let Some(theirs) = Qemu::start(&["-device", "pci-testdev,addr=5.0,membar=1M"]) else {
+    let Some(theirs) = if_installed(Qemu::stopped("-device pci-testdev,addr=5.0,membar=1M")) else {
         return;
     };
     let machine = Machine::new();
@@ -92,15 +91,15 @@ fn a_type_0_header_answers_as_qemus() {
         theirs,
         device: DEVICE.into(),
     };
-    let mut numbers = Numbers(1);
+    let mut numbers = fastrand::Rng::with_seed(1);
     for _ in 0..600 {
-        let width = 1 << numbers.below(3);
-        let register = u8::try_from(numbers.below(0x40)).unwrap();
+        let width = 1 << numbers.u64(..3);
+        let register = u8::try_from(numbers.u64(..0x40)).unwrap();
         // Neither crosses the data register.
         let register = register & !(u8::try_from(width).unwrap() - 1);
-        let value = match numbers.below(3) {
+        let value = match numbers.u64(..3) {
             0 => u64::MAX,
-            _ => numbers.next(),
+            _ => numbers.u64(..),
         };
         pair.write(register, value.to_le_bytes().get(..width).unwrap());
         for register in (0x04..0x40).step_by(4) {
@@ -119,7 +118,8 @@ fn a_type_0_header_answers_as_qemus() {
 
 #[test]
 fn a_root_port_answers_as_qemus() {
-    let Some(theirs) = Qemu::start(&["-device", "pcie-root-port,addr=5.0,chassis=1"]) else {
+    let Some(theirs) = if_installed(Qemu::stopped("-device pcie-root-port,addr=5.0,chassis=1"))
+    else {
         return;
     };
     let machine = Machine::new();
@@ -131,12 +131,15 @@ fn a_root_port_answers_as_qemus() {
     };
     pair.compare(0x00, 4, u64::MAX);
     pair.compare(0x08, 4, u64::MAX);
-    let mut numbers = Numbers(2);
+    let mut numbers = fastrand::Rng::with_seed(2);
     for _ in 0..600 {
-        let width = 1 << numbers.below(3);
-        let register = 0x18 + u8::try_from(numbers.below(0x28)).unwrap();
+        let width = 1 << numbers.u64(..3);
+        let register = 0x18 + u8::try_from(numbers.u64(..0x28)).unwrap();
         let register = register & !(u8::try_from(width).unwrap() - 1);
-        pair.write(register, numbers.next().to_le_bytes().get(..width).unwrap());
+        pair.write(
+            register,
+            numbers.u64(..).to_le_bytes().get(..width).unwrap(),
+        );
         for (register, mask) in [
             (0x18, u64::MAX),
             // Ours has an I/O window of 32 bits.
@@ -157,7 +160,7 @@ fn a_root_port_answers_as_qemus() {
 /// Where a memory BAR answers after random writes to its register and the command register.
 #[test]
 fn a_bar_is_decoded_where_qemu_decodes_it() {
-    let Some(theirs) = Qemu::start(&["-device", "edu,addr=5.0"]) else {
+    let Some(theirs) = if_installed(Qemu::stopped("-device edu,addr=5.0")) else {
         return;
     };
     let machine = Machine::new();
@@ -177,14 +180,14 @@ fn a_bar_is_decoded_where_qemu_decodes_it() {
     };
     let mut mmio = machine.mmio.reader();
     let places = [0xd000_0000_u32, 0xd010_0000, 0xe1f0_0000, 0xf000_0000];
-    let mut numbers = Numbers(3);
+    let mut numbers = fastrand::Rng::with_seed(3);
     let mut decoded = 0;
     for _ in 0..1000 {
         let place = places
-            .get(usize::try_from(numbers.below(4)).unwrap())
+            .get(usize::try_from(numbers.u64(..4)).unwrap())
             .unwrap();
-        match numbers.below(5) {
-            0 => pair.write(0x04, &[u8::try_from(numbers.below(8)).unwrap()]),
+        match numbers.u64(..5) {
+            0 => pair.write(0x04, &[u8::try_from(numbers.u64(..8)).unwrap()]),
             1 => pair.write(0x04, &6_u16.to_le_bytes()),
             2 => pair.write(0x12, &place.to_le_bytes()[2..]),
             _ => pair.write(0x10, &place.to_le_bytes()),

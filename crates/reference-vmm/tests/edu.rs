@@ -1,10 +1,6 @@
 //! The `edu` device: as a driver sees it, behind an IOMMU, and beside QEMU's.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "test code")]
+#![expect(clippy::unwrap_used, reason = "test code")]
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -13,8 +9,8 @@ use iommu_emul::domain::{DomainConfig, Domains, Mapping};
 use pio_mmio_bus::bus::{AddressSpace, Bus, BusReader};
 use pio_mmio_bus::interrupt::{MsiMessage, RecordingLine, RecordingRouter};
 use pio_mmio_bus::pci::{ConfigSpace, Decoder, InterruptPin, IntxLines, PciFunction, RequesterId};
+use qtest::{Qemu, if_installed};
 use reference_vmm::devices::edu::{Edu, spec};
-use tempfile::NamedTempFile;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 type Memory = Arc<GuestMemoryMmap>;
@@ -256,101 +252,20 @@ fn it_does_not_know_whether_an_iommu_stands_before_it() {
     assert_eq!(&guest.load(0x9000), b"through!");
 }
 
-/// QEMU's device on a machine whose processor halts at once; its clock is the real one (qtest).
-struct Qemu {
-    child: Child,
-    stream: BufReader<UnixStream>,
-    _firmware: NamedTempFile,
-}
-
-impl Qemu {
-    /// `None`, with a line that says so, where QEMU is not installed.
-    fn start() -> Option<Self> {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let theirs = OwnedFd::from(theirs);
-        let mut code = [0xf4; 0x1_0000];
-        // At the reset vector: cli, hlt, and back.
-        code[0xfff0..0xfff4].copy_from_slice(&[0xfa, 0xf4, 0xeb, 0xfd]);
-        let mut firmware = NamedTempFile::new().unwrap();
-        firmware.write_all(&code).unwrap();
-        let child = Command::new("qemu-system-x86_64")
-            .args(["-M", "q35", "-m", "16M", "-accel", "tcg", "-nodefaults"])
-            .args(["-display", "none", "-device", "edu,addr=4", "-bios"])
-            .arg(firmware.path())
-            .args(["-qtest", "stdio", "-qtest-log", "none"])
-            .stdin(Stdio::from(theirs.try_clone().unwrap()))
-            .stdout(Stdio::from(theirs))
-            .stderr(Stdio::null())
-            .spawn();
-        match child {
-            Ok(child) => Some(Self {
-                child,
-                stream: BufReader::new(ours),
-                _firmware: firmware,
-            }),
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                println!("SKIPPED: qemu-system-x86_64 is not installed");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn ask(&mut self, command: &str) -> String {
-        writeln!(self.stream.get_mut(), "{command}").unwrap();
-        let mut answer = String::new();
-        self.stream.read_line(&mut answer).unwrap();
-        let result = answer.strip_prefix("OK");
-        result
-            .unwrap_or_else(|| panic!("{command}: {answer}"))
-            .trim()
-            .to_owned()
-    }
-
-    fn number(&mut self, command: &str) -> u64 {
-        let answer = self.ask(command);
-        u64::from_str_radix(answer.strip_prefix("0x").unwrap(), 16).unwrap()
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Numbers that are the same in each run (xorshift64*).
-struct Numbers(u64);
-
-impl Numbers {
-    /// One below `bound`.
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % bound
-    }
-}
-
 #[test]
 fn it_behaves_as_qemus() {
-    let Some(mut theirs) = Qemu::start() else {
+    let Some(mut theirs) = if_installed(Qemu::halted("-device edu,addr=4")) else {
         return;
     };
     let mut ours = guest();
-    let config = |theirs: &mut Qemu, offset: u32, value: u32| {
-        theirs.ask(&format!("outl 0xcf8 {:#x}", 0x8000_2000 | offset));
-        theirs.ask(&format!("outl 0xcfc {value:#x}"));
-    };
-    config(&mut theirs, 0x10, u32::try_from(BAR).unwrap());
-    config(&mut theirs, 0x04, 6);
-    let mut numbers = Numbers(7);
+    theirs.configure(4, 0x10, u32::try_from(BAR).unwrap());
+    theirs.configure(4, 0x04, 6);
+    let mut numbers = fastrand::Rng::with_seed(7);
     let registers = [
         0, 4, 8, 0x20, 0x24, 0x60, 0x64, 0x80, 0x84, 0x88, 0x90, 0x98, 0xa0,
     ];
     for _ in 0..400 {
-        let mut pick = |bound| numbers.below(bound);
+        let mut pick = |bound| numbers.u64(..bound);
         match pick(40) {
             // A transfer that fits: of another QEMU makes an end.
             kind @ (0 | 1) => {
@@ -367,7 +282,7 @@ fn it_behaves_as_qemus() {
                 let at = 0x1000 + 8 * pick(0x100);
                 let value = pick(u64::MAX);
                 ours.memory.write_obj(value, GuestAddress(at)).unwrap();
-                theirs.ask(&format!("writeq {at:#x} {value:#x}"));
+                theirs.tell(&format!("writeq {at:#x} {value:#x}"));
                 ours.transfer(source, destination, count, command);
                 for (at, value) in [
                     (spec::DMA_SOURCE, source),
@@ -375,7 +290,7 @@ fn it_behaves_as_qemus() {
                     (spec::DMA_COUNT, count),
                     (spec::DMA_COMMAND, command),
                 ] {
-                    theirs.ask(&format!("writeq {:#x} {value:#x}", BAR + at));
+                    theirs.tell(&format!("writeq {:#x} {value:#x}", BAR + at));
                 }
                 // It takes 100 ms there.
                 let busy = format!("readq {:#x}", BAR + spec::DMA_COMMAND);
@@ -387,7 +302,7 @@ fn it_behaves_as_qemus() {
                 let at = spec::DMA_SOURCE + 8 * pick(3);
                 let value = pick(u64::MAX);
                 ours.write64(at, value);
-                theirs.ask(&format!("writeq {:#x} {value:#x}", BAR + at));
+                theirs.tell(&format!("writeq {:#x} {value:#x}", BAR + at));
             }
             // Any register but the command.
             _ => {
@@ -404,7 +319,7 @@ fn it_behaves_as_qemus() {
                     .chain([(at, value)])
                 {
                     ours.write(at, value);
-                    theirs.ask(&format!("writel {:#x} {value:#x}", BAR + at));
+                    theirs.tell(&format!("writel {:#x} {value:#x}", BAR + at));
                 }
                 // It does so on another thread, which raises the interrupt at last.
                 while theirs.number(&format!("readl {:#x}", BAR + spec::STATUS)) & 1 != 0 {}
@@ -421,7 +336,7 @@ fn it_behaves_as_qemus() {
             let found = theirs.number(&format!("readq {:#x}", BAR + at));
             assert_eq!(ours.read64(at), found, "{at:#x}");
         }
-        let at = 0x1000 + 8 * numbers.below(0x100);
+        let at = 0x1000 + 8 * numbers.u64(..0x100);
         let found = theirs.number(&format!("readq {at:#x}"));
         assert_eq!(u64::from_le_bytes(ours.load(at)), found, "{at:#x}");
     }

@@ -5,7 +5,6 @@
 //! `qemu_igb [PROGRAMS [SEED]]`, 200 programs from seed 1 unless told otherwise.
 #![expect(
     clippy::unwrap_used,
-    clippy::panic,
     clippy::indexing_slicing,
     reason = "a test program"
 )]
@@ -14,15 +13,11 @@
 mod nic;
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, ErrorKind, Write as _};
 use std::ops::Range;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nic::{ECAM, Machine, SRIOV, igb};
 use pio_mmio_bus::pci::{PciFunction, RequesterId};
+use qtest::{Qemu, if_installed};
 use sriov_vfio::capability::SriovCapability;
 use sriov_vfio::spec::sriov::{
     self, CONTROL, Control, MANDATORY_PAGE_SIZES, NUM_VFS, Registers, SYSTEM_PAGE_SIZE, VF_BAR0,
@@ -32,73 +27,15 @@ use zerocopy::FromBytes;
 /// Both have it on bus 0.
 const DEVFN: u8 = RequesterId::devfn_of(5, 0);
 
-/// QEMU's device models alone, with no CPU running. Ends with the test.
-struct Qemu {
-    child: Child,
-    stream: BufReader<UnixStream>,
-    operations: u64,
-}
+/// QEMU's card and functions, reached through ECAM.
+struct Theirs(Qemu);
 
-impl Qemu {
+impl Theirs {
     fn start() -> Option<Self> {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(30)))
-            .unwrap();
-        let theirs = OwnedFd::from(theirs);
-        let child = Command::new("qemu-system-x86_64")
-            .args([
-                "-M",
-                "q35",
-                "-accel",
-                "tcg",
-                "-S",
-                "-nodefaults",
-                "-display",
-                "none",
-            ])
-            .args([
-                "-qtest",
-                "stdio",
-                "-qtest-log",
-                "none",
-                "-device",
-                "igb,addr=5.0",
-            ])
-            .stdin(Stdio::from(theirs.try_clone().unwrap()))
-            .stdout(Stdio::from(theirs))
-            .stderr(Stdio::null())
-            .spawn();
-        match child {
-            Ok(child) => {
-                let mut qemu = Self {
-                    child,
-                    stream: BufReader::new(ours),
-                    operations: 0,
-                };
-                // PCIEXBAR of the host bridge.
-                qemu.ask("outl 0xcf8 0x80000060");
-                qemu.ask(&format!("outl 0xcfc {:#x}", ECAM | 1));
-                Some(qemu)
-            }
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                println!("SKIPPED: qemu-system-x86_64 is not installed");
-                None
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
-
-    fn ask(&mut self, command: &str) -> String {
-        self.operations += 1;
-        writeln!(self.stream.get_mut(), "{command}").unwrap();
-        let mut answer = String::new();
-        self.stream.read_line(&mut answer).unwrap();
-        answer
-            .trim_end()
-            .strip_prefix("OK")
-            .unwrap()
-            .trim()
-            .to_owned()
+        let mut qemu = if_installed(Qemu::stopped("-device igb,addr=5.0"))?;
+        // PCIEXBAR of the host bridge.
+        qemu.configure(0, 0x60, u32::try_from(ECAM | 1).unwrap());
+        Some(Self(qemu))
     }
 
     fn address(id: RequesterId, offset: usize) -> String {
@@ -109,8 +46,7 @@ impl Qemu {
     }
 
     fn memory(&mut self, address: &str) -> u32 {
-        let answer = self.ask(&format!("readl {address}"));
-        u32::from_str_radix(answer.strip_prefix("0x").unwrap(), 16).unwrap()
+        u32::try_from(self.0.number(&format!("readl {address}"))).unwrap()
     }
 
     fn read(&mut self, id: RequesterId, offset: usize) -> u32 {
@@ -123,30 +59,10 @@ impl Qemu {
             2 => 'w',
             _ => 'l',
         };
-        self.ask(&format!(
+        self.0.tell(&format!(
             "write{suffix} {} {value:#x}",
             Self::address(id, offset)
         ));
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Numbers that are the same in each run (xorshift64*).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, bound: u32) -> u32 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32;
-        u32::try_from(number).unwrap() % bound
     }
 }
 
@@ -176,28 +92,28 @@ impl Write {
         }
     }
 
-    fn random(numbers: &mut Numbers) -> Self {
-        let (register, size, value) = match numbers.below(8) {
-            0 | 1 => (CONTROL, 2, numbers.below(32)),
-            2 | 3 => (NUM_VFS, 2, numbers.below(12)),
-            4 => (SYSTEM_PAGE_SIZE, 4, 1 << numbers.below(13)),
+    fn random(numbers: &mut fastrand::Rng) -> Self {
+        let (register, size, value) = match numbers.u32(..8) {
+            0 | 1 => (CONTROL, 2, numbers.u32(..32)),
+            2 | 3 => (NUM_VFS, 2, numbers.u32(..12)),
+            4 => (SYSTEM_PAGE_SIZE, 4, 1 << numbers.u32(..13)),
             5 => {
-                let bar = usize::try_from(numbers.below(6)).unwrap();
-                (VF_BAR0 + 4 * bar, 4, numbers.below(u32::MAX))
+                let bar = usize::try_from(numbers.u32(..6)).unwrap();
+                (VF_BAR0 + 4 * bar, 4, numbers.u32(..u32::MAX))
             }
             // Whatever is there, read-only registers too, but the header: what comes next differs.
             _ => {
-                let word = 1 + usize::try_from(numbers.below(15)).unwrap();
-                (4 * word, 4, numbers.below(u32::MAX))
+                let word = 1 + usize::try_from(numbers.u32(..15)).unwrap();
+                (4 * word, 4, numbers.u32(..u32::MAX))
             }
         };
-        if numbers.below(3) != 0 {
+        if numbers.u32(..3) != 0 {
             return Self::new(register, size, value);
         }
         // Some bytes of its word.
-        let width = 1 << numbers.below(3);
-        let part = usize::try_from(numbers.below(4)).unwrap() / width * width;
-        Self::new(register / 4 * 4 + part, width, numbers.below(u32::MAX))
+        let width = 1 << numbers.u32(..3);
+        let part = usize::try_from(numbers.u32(..4)).unwrap() / width * width;
+        Self::new(register / 4 * 4 + part, width, numbers.u32(..u32::MAX))
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -212,7 +128,7 @@ impl Write {
 /// Both, with their capabilities in the same state.
 struct Pair {
     ours: Machine,
-    qemu: Qemu,
+    qemu: Theirs,
     id: RequesterId,
     /// Where QEMU has the capability.
     at: usize,
@@ -223,7 +139,7 @@ struct Pair {
 
 impl Pair {
     fn start() -> Option<Self> {
-        let mut qemu = Qemu::start()?;
+        let mut qemu = Theirs::start()?;
         let ours = Machine::new(igb());
         ours.root
             .bus()
@@ -306,7 +222,7 @@ impl Pair {
         }
     }
 
-    fn program(&mut self, numbers: &mut Numbers) {
+    fn program(&mut self, numbers: &mut fastrand::Rng) {
         self.reset();
         let mut log = Vec::new();
         for _ in 0..LENGTH {
@@ -339,7 +255,7 @@ impl Pair {
         for (bar, base) in BARS {
             self.write(Write::new(bar, 4, base));
         }
-        self.write(Write::new(NUM_VFS, 2, numbers.below(9)));
+        self.write(Write::new(NUM_VFS, 2, numbers.u32(..9)));
         let enable = u32::from(Control::VF_ENABLE.bits());
         let memory = u32::from(Control::MEMORY_ENABLE.bits());
         for control in [enable | memory, memory, enable | memory, 0] {
@@ -399,13 +315,14 @@ fn main() {
     let Some(mut pair) = Pair::start() else {
         return;
     };
-    let mut numbers = Numbers(seed | 1 << 63);
+    let mut numbers = fastrand::Rng::with_seed(seed);
     for _ in 0..programs {
         pair.program(&mut numbers);
     }
     println!(
         "igb: {programs} programs, {} comparisons, {} operations",
-        pair.compared, pair.qemu.operations
+        pair.compared,
+        pair.qemu.0.commands()
     );
     for (what, count) in pair.differences {
         println!("  differs on purpose: {what}: {count} times");
