@@ -12,16 +12,7 @@ ip link set eth0 up
 ping -q -c 3 -W 1 192.168.78.2 >/dev/null 2>&1
 echo "guest: frames: $(cat /sys/class/net/eth0/statistics/tx_packets) $(cat /sys/class/net/eth0/statistics/rx_packets)"
 
-# Random writes, each read back and compared.
-fio --name=verify --filename=/fio --size=16M --rw=randrw --bs=4k --direct=1 --ioengine=libaio --iodepth=16 \
-    --verify=crc32c --verify_fatal=1 --thread --eta=never --output=/tmp/fio.log
-status=$?
-if [ $status = 0 ] && grep -q 'err= 0' /tmp/fio.log; then
-    echo "guest: fio: ok"
-else
-    echo "guest: fio: FAILED, status $status"
-    cat /tmp/fio.log
-fi
+verified /fio
 
 writer() {
     for number in $(seq 1 "$2"); do

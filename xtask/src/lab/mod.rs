@@ -9,6 +9,7 @@ pub mod host;
 pub mod initramfs;
 pub mod kernel;
 pub mod programs;
+pub mod root_disk;
 pub mod sriov;
 pub mod vfio;
 pub mod vhost;

@@ -11,7 +11,7 @@ use super::Lab;
 use super::backend::stopped;
 use crate::lab::host::ensure_qemu;
 use crate::lab::kernel::{Kernel, Series};
-use crate::lab::{debian, initramfs};
+use crate::lab::{initramfs, root_disk};
 use crate::process;
 use crate::workspace;
 
@@ -29,8 +29,10 @@ const MODULES: [&str; 5] = [
     "ext4",
     "crc32c_generic",
 ];
-const INIT: &str = include_str!("../../../lab/vhost-init.sh");
-const ROOT: &str = include_str!("../../../lab/vhost-root.sh");
+const ROOT: &str = concat!(
+    include_str!("../../../lab/fio.sh"),
+    include_str!("../../../lab/vhost-root.sh")
+);
 
 /// Boots a guest with its root on a vhost-user disk, where fio verifies what it wrote. Then kills the disk's backend under the guest's
 /// writes, and has it check its files.
@@ -41,7 +43,7 @@ pub fn run(lab: &Lab) -> Result<Vec<String>> {
     let initrd = lab.path("initrd");
     fs::write(
         &initrd,
-        initramfs::build(&cache, &kernel, &MODULES, INIT, &[])?,
+        initramfs::build(&cache, &kernel, &MODULES, root_disk::INIT, &[])?,
     )?;
     let image = root_image(lab, &cache)?;
     let (disk, card) = (lab.path("disk.sock"), lab.path("card.sock"));
@@ -124,7 +126,9 @@ fn qemu(
         .arg("-kernel")
         .arg(&kernel.image)
         .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 quiet files={FILES}"))
+        .arg(format!(
+            "console=ttyS0 panic=-1 quiet lab.root=/dev/vda files={FILES}"
+        ))
         .arg("-chardev")
         .arg(format!("socket,id=disk,path={disk},reconnect=1"))
         .args(["-device", "vhost-user-blk-pci,chardev=disk,num-queues=1"])
@@ -140,26 +144,10 @@ fn qemu(
 
 /// An ext4 image with busybox, fio and the guest's script.
 fn root_image(lab: &Lab, cache: &Path) -> Result<String> {
-    debian::ensure_program("mkfs.ext4", &["e2fsprogs"], false)?;
-    debian::ensure_program("fio", &["fio"], false)?;
     let root = lab.folder.join("root");
-    for folder in ["bin", "proc", "sys", "dev", "tmp"] {
-        fs::create_dir_all(root.join(folder))?;
-    }
-    let busybox = debian::unpacked(cache, "busybox-static")?.join("bin/busybox");
-    fs::copy(busybox, root.join("bin/busybox"))?;
-    fs::copy("/usr/bin/fio", root.join("bin/fio"))?;
-    // Its libraries and their loader, where it looks for them.
-    let libraries = process::output_text(Command::new("ldd").arg("/usr/bin/fio"))?;
-    for library in libraries.split_whitespace().filter(|w| w.starts_with('/')) {
-        let copy = root.join(library.trim_start_matches('/'));
-        fs::create_dir_all(copy.parent().unwrap_or(&root))?;
-        fs::copy(library, copy)?;
-    }
-    fs::write(root.join("init"), ROOT)?;
+    root_disk::fill(&root, cache, &[("fio", "fio")], ROOT)?;
     let image = lab.path("disk.img");
-    let mut mkfs = Command::new("mkfs.ext4");
-    process::run_quietly(mkfs.args(["-q", "-d"]).arg(&root).args([&image, "192M"]))?;
+    root_disk::make(Path::new(&image), "192M", &root)?;
     Ok(image)
 }
 

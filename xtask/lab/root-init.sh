@@ -1,5 +1,5 @@
 #!/bin/busybox sh
-# init of a guest whose root lies on a vhost-user disk: the first part finds the disk, the second runs from it.
+# init of a guest whose root lies on the disk that `lab.root=` names: this part finds it, the script /init on it goes on.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -8,8 +8,13 @@ mount -t devtmpfs dev /dev
 for module in $(cat /modules/order); do
     insmod "/modules/$module" || echo "guest: cannot load $module"
 done
+disk=$(sed 's/.*lab.root=\([^ ]*\).*/\1/' /proc/cmdline)
+for _ in $(seq 100); do
+    [ -b "$disk" ] && break
+    sleep 0.1
+done
 mkdir -p /root
-mount -t ext4 /dev/vda /root || echo "guest: mount: FAILED"
+mount -t ext4 "$disk" /root || echo "guest: mount: FAILED"
 for folder in proc sys dev; do
     mount --move /$folder /root/$folder
 done
