@@ -16,6 +16,7 @@ pub mod vhost;
 pub mod virtual_functions;
 pub mod vpio;
 pub mod xen;
+pub mod xen_disks;
 pub mod xen_guest;
 
 use std::time::Duration;
@@ -63,6 +64,8 @@ enum Scenario {
     Xen,
     /// Boot an unmodified Debian guest to which our VMM is Xen, with a disk of Xen's
     XenGuest,
+    /// Count what a Debian guest's requests take of a disk of Xen's, under our VMM and under QEMU, and of virtio's
+    XenDisks,
     /// Fetch a Debian kernel and print the path of its image
     Kernel(KernelArgs),
 }
@@ -101,6 +104,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Xen => run_xen(),
         Scenario::XenGuest => run_xen_guest(),
+        Scenario::XenDisks => run_xen_disks(),
         Scenario::Kernel(args) => print_kernel(args),
     }
 }
@@ -184,6 +188,13 @@ fn run_xen() -> Result<()> {
 fn run_xen_guest() -> Result<()> {
     let (counts, attempt) = xen_guest::run(&Progress::new("xen guest"))?;
     println!("requests and hypercalls: {counts}, at attempt {attempt}");
+    Ok(())
+}
+
+fn run_xen_disks() -> Result<()> {
+    for took in xen_disks::run(&Progress::new("xen disks"))? {
+        println!("{took:?}");
+    }
     Ok(())
 }
 
