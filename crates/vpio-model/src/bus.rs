@@ -67,13 +67,15 @@ fn at(space: u8, offset: u64, width: usize) -> Result<At, AccessError> {
     }
 }
 
-/// A little-endian number of at most eight bytes.
+/// A little-endian number of 1, 2, 4 or 8 bytes; 0 if it is none.
 pub(crate) fn number(data: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    for (to, from) in word.iter_mut().zip(data) {
-        *to = *from;
+    match *data {
+        [a] => a.into(),
+        [a, b] => u16::from_le_bytes([a, b]).into(),
+        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
+        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+        _ => 0,
     }
-    u64::from_le_bytes(word)
 }
 
 fn put(data: &mut [u8], value: u64) {

@@ -5,10 +5,11 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "benchmark")]
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use vring::Features;
 
+mod cachegrind;
 mod workload;
 
 const TURNS: [u32; 2] = [100, 300];
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
         turn(side, case.parse().unwrap(), turns.parse().unwrap());
         return ExitCode::SUCCESS;
     }
-    if Command::new("valgrind").arg("--version").output().is_err() {
+    if !cachegrind::is_there() {
         println!("SKIPPED: valgrind is not installed");
         return ExitCode::SUCCESS;
     }
@@ -117,30 +118,7 @@ fn repeat(turns: u32, mut turn: impl FnMut()) {
 /// Instructions a chain.
 fn instructions(side: &str, case: usize, batch: u16) -> f64 {
     let [few, many] = TURNS.map(|turns| {
-        let program = std::env::current_exe().unwrap();
-        let output = Command::new("valgrind")
-            .args([
-                "--tool=cachegrind",
-                "--cache-sim=no",
-                "--cachegrind-out-file=/dev/null",
-            ])
-            .arg(program)
-            .args(["run", side, &case.to_string(), &turns.to_string()])
-            .output()
-            .unwrap();
-        let report = String::from_utf8_lossy(&output.stderr).into_owned();
-        let line = report
-            .lines()
-            .find(|line| line.contains("I refs:") || line.contains("I   refs:"));
-        let digits: String = line
-            .unwrap()
-            .split(':')
-            .next_back()
-            .unwrap()
-            .chars()
-            .filter(char::is_ascii_digit)
-            .collect();
-        digits.parse::<f64>().unwrap()
+        cachegrind::instructions(&["run", side, &case.to_string(), &turns.to_string()])
     });
     (many - few) / (f64::from(TURNS[1] - TURNS[0]) * f64::from(batch))
 }

@@ -213,7 +213,10 @@ impl Explorer<'_> {
             for (number, event) in events.iter().enumerate() {
                 self.load(&state, &mut frame, &mut world);
                 if let Some((access, place)) = event.access
-                    && self.model.rule(access, place, &mut frame) != Some(Rule::At(event.start))
+                    && !matches!(
+                        self.model.rule(access, place, &mut frame),
+                        Some(Rule::At { start, .. }) if start == event.start
+                    )
                 {
                     // Another bank.
                     continue;

@@ -44,8 +44,13 @@ pub struct Denied {
 pub(crate) enum Rule {
     /// It changes nothing: let it through.
     Free,
-    /// A rule decides.
-    At(u16),
+    /// A rule decides: where it begins.
+    At {
+        /// For all values.
+        start: u16,
+        /// For each value.
+        by_value: Option<u16>,
+    },
 }
 
 /// A model at work.
@@ -54,6 +59,8 @@ pub struct Engine<D> {
     model: Arc<Model>,
     frame: Frame,
     outstanding: Vec<Outstanding>,
+    /// Whether any of them has entries.
+    lent: bool,
     dma: D,
     reasons: Vec<Arc<str>>,
     unknown: Arc<str>,
@@ -65,6 +72,7 @@ pub(crate) struct Live<'a, D, P> {
     dma: &'a D,
     physical: &'a P,
     outstanding: &'a mut [Outstanding],
+    lent: &'a mut bool,
 }
 
 impl<D: Dma, P: Physical> Host for Live<'_, D, P> {
@@ -133,22 +141,26 @@ impl Host for Nowhere {
 
 impl Model {
     /// Which rule decides about an access. None: it is not known, and denied.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn rule(&self, access: Access, at: At, frame: &mut Frame) -> Option<Rule> {
         let lookup = self.lookups.get(usize::from(at.space))?;
         match lookup.find(access, at.offset, at.width.into()) {
             Found::Unknown => None,
             Found::Free => Some(Rule::Free),
             Found::Ruled(list) => {
-                for &index in list {
-                    let register = self.registers.get(usize::from(index))?;
-                    let here = match register.when {
-                        Some(when) => self.evaluate(when, frame, &mut Nowhere) != 0,
-                        None => true,
-                    };
-                    if here && register.width == at.width {
-                        return Some(register.rule(access).map_or(Rule::Free, Rule::At));
+                for candidate in list {
+                    if candidate.width != at.width {
+                        continue;
                     }
+                    if let Some(when) = candidate.when
+                        && self.evaluate(when, frame, &mut Nowhere) == 0
+                    {
+                        continue;
+                    }
+                    return Some(candidate.rule.map_or(Rule::Free, |start| Rule::At {
+                        start,
+                        by_value: candidate.by_value,
+                    }));
                 }
                 None
             }
@@ -166,6 +178,7 @@ impl<D: Dma> Engine<D> {
         let reasons = model.denials.iter();
         Self {
             outstanding: model.tables.iter().map(Outstanding::new).collect(),
+            lent: false,
             reasons: reasons
                 .map(|denial| denial.reason.as_str().into())
                 .collect(),
@@ -240,7 +253,10 @@ impl<D: Dma> Engine<D> {
         match self.model.rule(access, at, &mut self.frame) {
             None => Err(self.unknown()),
             Some(Rule::Free) => Ok(value),
-            Some(Rule::At(start)) => {
+            Some(Rule::At { start, by_value }) => {
+                let start = by_value
+                    .and_then(|table| self.model.by_value.get(usize::from(table))?.at(value))
+                    .unwrap_or(start);
                 self.run(start, value, physical)?;
                 Ok(self.frame.forward.unwrap_or(value))
             }
@@ -310,7 +326,7 @@ impl<D: Dma> Engine<D> {
 
     #[inline]
     fn run(&mut self, start: u16, value: u64, physical: &impl Physical) -> Result<(), Denied> {
-        if self.outstanding.iter().any(|table| !table.is_empty()) {
+        if self.lent {
             self.give_back(physical);
         }
         self.frame.begin(value);
@@ -336,6 +352,7 @@ impl<D: Dma> Engine<D> {
             dma: &self.dma,
             physical,
             outstanding: &mut self.outstanding,
+            lent: &mut self.lent,
         };
         (&self.model, &mut self.frame, live)
     }
@@ -350,6 +367,7 @@ impl<D: Dma> Engine<D> {
         for outstanding in &mut self.outstanding {
             outstanding.clear();
         }
+        self.lent = false;
         for page in 0..self.model.shadow_bytes / 4096 {
             self.dma.write_shadow(page * 4096, &ZEROES);
         }

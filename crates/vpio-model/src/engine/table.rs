@@ -205,6 +205,7 @@ impl<D: Dma, P: Physical> Live<'_, D, P> {
         if table.done.is_some()
             && let Some(outstanding) = self.outstanding.get_mut(place.table)
         {
+            *self.lent = true;
             outstanding.push(Entry {
                 guest,
                 shadow,
@@ -266,6 +267,7 @@ impl<D: Dma, P: Physical> Live<'_, D, P> {
                 }
             }
         }
+        *self.lent = self.outstanding.iter().any(|table| !table.is_empty());
     }
 
     fn next_outstanding(&mut self, table: usize) -> Option<Entry> {

@@ -31,7 +31,7 @@ pub enum ExprKind {
     Is(Name, Name),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Unary {
     /// 1 for 0, 0 for everything else.
     Not,
@@ -40,7 +40,7 @@ pub enum Unary {
 }
 
 /// Numbers are 64-bit and wrap; a shift by 64 or more and a division by zero give 0.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Binary {
     Or,
     And,

@@ -6,6 +6,7 @@ mod declare;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::by_value::ByValue;
 use super::lookup::Lookup;
 use super::program::{Code, Op, Slot, VARIABLES};
 use super::{Buffer, Follow, Model, Table};
@@ -13,6 +14,7 @@ use crate::language::Diagnostic;
 use crate::language::syntax::{
     Access, Expr, ExprKind, Item, Name, Span, Statement, TableItem, Trigger,
 };
+use code::MAX_OPS;
 
 type Result<T> = std::result::Result<T, Diagnostic>;
 
@@ -102,6 +104,7 @@ struct Parts {
     denials: Vec<super::Denial>,
     promises: Vec<super::Promise>,
     ops: Vec<Op>,
+    by_value: Vec<ByValue>,
     interrupt: Option<u16>,
     timer: Option<u16>,
     save: Option<u16>,
@@ -131,6 +134,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         Diagnostic::new("the model does not say when the device is reusable", &whole)
             .label("add `reusable when …;`")
     })?;
+    compiler.by_value();
     let lookups = compiler.lookups().into();
     let constants = compiler
         .constants
@@ -148,6 +152,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         denials,
         promises,
         ops,
+        by_value,
         interrupt,
         timer,
         save,
@@ -168,6 +173,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         promises,
         constants,
         ops,
+        by_value,
         interrupt,
         timer,
         reusable,
@@ -470,6 +476,22 @@ impl<'a> Compiler<'a> {
         Ok(())
     }
 
+    /// What rules come down to, as long as there is room for it.
+    fn by_value(&mut self) {
+        let slots = self.out.variables.iter().map(|variable| variable.slot);
+        let slots = slots.collect();
+        for register in self.out.registers.iter_mut().filter(|r| r.width == 1) {
+            if let Some(start) = register.on_write
+                && let Ok(number) = u16::try_from(self.out.by_value.len())
+                && let Some(rule) =
+                    ByValue::append(&mut self.out.ops, start, &self.constants, &slots, MAX_OPS)
+            {
+                register.by_value = Some(number);
+                self.out.by_value.push(rule);
+            }
+        }
+    }
+
     fn lookups(&self) -> Vec<Lookup> {
         let mut lookups: Vec<Lookup> = self
             .out
@@ -496,10 +518,11 @@ impl<'a> Compiler<'a> {
             }
             for ((space, _), group) in groups {
                 if let Some(lookup) = lookups.get_mut(usize::from(space)) {
-                    lookup.registers(access, group, &self.out.registers);
+                    lookup.registers(access, &group, &self.out.registers);
                 }
             }
         }
+        lookups.iter_mut().for_each(Lookup::finish);
         lookups
     }
 }

@@ -1,6 +1,7 @@
 //! From an offset to what the model says about an access there.
 
 use super::Register;
+use super::program::Code;
 use crate::language::Access;
 
 /// Spaces larger than this are looked up by 4 bytes.
@@ -11,8 +12,8 @@ const FINE: u64 = 4096;
 pub enum Class {
     /// Nothing: denied.
     Unknown,
-    /// It changes nothing that matters: allowed.
-    Free,
+    /// It changes nothing that matters: allowed. With how many there are in a row, from this one on, as far as that fits.
+    Free(u16),
     /// Some of the registers in this list begin here.
     Ruled(u16),
     /// The rest of such a register.
@@ -25,7 +26,18 @@ pub enum Found<'a> {
     Unknown,
     Free,
     /// The first of these registers whose width and bank fit.
-    Ruled(&'a [u16]),
+    Ruled(&'a [Candidate]),
+}
+
+/// What an access needs to know of a register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub width: u8,
+    /// The bank.
+    pub when: Option<Code>,
+    pub rule: Option<u16>,
+    /// Of a register of one byte: which of [`Model::by_value`](super::Model::by_value) is the rule for each value.
+    pub by_value: Option<u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -34,7 +46,7 @@ pub struct Lookup {
     size: u64,
     reads: Vec<Class>,
     writes: Vec<Class>,
-    lists: Vec<Vec<u16>>,
+    lists: Vec<Vec<Candidate>>,
 }
 
 impl Lookup {
@@ -79,12 +91,28 @@ impl Lookup {
 
     pub fn free(&mut self, access: Access, first: u64, end: u64) {
         for class in self.places(access, first, end) {
-            *class = Class::Free;
+            *class = Class::Free(1);
+        }
+    }
+
+    /// To be called when everything was added.
+    pub fn finish(&mut self) {
+        for classes in [&mut self.reads, &mut self.writes] {
+            let mut row = 0_u16;
+            for class in classes.iter_mut().rev() {
+                row = match class {
+                    Class::Free(_) => row.saturating_add(1),
+                    _ => 0,
+                };
+                if let Class::Free(free) = class {
+                    *free = row;
+                }
+            }
         }
     }
 
     /// Adds the registers that begin at one offset, in the order in which they are tried. They cover what was free.
-    pub fn registers(&mut self, access: Access, indices: Vec<u16>, registers: &[Register]) {
+    pub fn registers(&mut self, access: Access, indices: &[u16], registers: &[Register]) {
         let list = indices
             .iter()
             .filter_map(|&index| registers.get(usize::from(index)));
@@ -99,7 +127,7 @@ impl Lookup {
         };
         for (class, i) in self.places(access, first, end).zip(0..) {
             *class = match (ruled, i) {
-                (false, _) if matches!(*class, Class::Unknown | Class::Free) => Class::Free,
+                (false, _) if matches!(*class, Class::Unknown | Class::Free(_)) => Class::Free(1),
                 (false, _) => *class,
                 (true, 0) => Class::Ruled(number),
                 (true, _) if matches!(*class, Class::Ruled(_)) => *class,
@@ -107,7 +135,15 @@ impl Lookup {
             };
         }
         if ruled {
-            self.lists.push(indices);
+            let candidate = |register: &Register| Candidate {
+                width: register.width,
+                when: register.when,
+                rule: register.rule(access),
+                by_value: (access == Access::Write)
+                    .then_some(register.by_value)
+                    .flatten(),
+            };
+            self.lists.push(list.map(candidate).collect());
         }
     }
 
@@ -125,21 +161,20 @@ impl Lookup {
                     None => Found::Unknown,
                 }
             }
-            Class::Free => self.find_free(classes, offset, width),
+            Class::Free(row)
+                if self.places_of(offset, width) <= row.into() && offset + width <= self.size =>
+            {
+                Found::Free
+            }
             _ => Found::Unknown,
         }
     }
 
-    /// Whether every byte is free.
+    /// How many places an access covers, which begins in one.
     #[inline]
-    fn find_free(&self, classes: &[Class], offset: u64, width: u64) -> Found<'_> {
-        let Some(end) = offset.checked_add(width).filter(|end| *end <= self.size) else {
-            return Found::Unknown;
-        };
-        let first = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
-        let last = usize::try_from(end.saturating_sub(1) >> self.shift).unwrap_or(0);
-        let all = (first..=last).all(|at| classes.get(at) == Some(&Class::Free));
-        if all { Found::Free } else { Found::Unknown }
+    fn places_of(&self, offset: u64, width: u64) -> u64 {
+        let within = offset & !(u64::MAX << self.shift);
+        (within + width + !(u64::MAX << self.shift)) >> self.shift
     }
 
     /// The class of each byte, of its reads and of its writes.

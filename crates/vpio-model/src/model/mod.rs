@@ -1,5 +1,6 @@
 //! A model, compiled: tables that the [engine](crate::engine) works through.
 
+mod by_value;
 mod compile;
 mod live;
 mod lookup;
@@ -8,6 +9,7 @@ pub(crate) mod program;
 use std::sync::Arc;
 
 use crate::language::{self, Access, Kind, LanguageError, Policy};
+use by_value::ByValue;
 use lookup::Lookup;
 use program::{Code, Op, Slot};
 
@@ -27,7 +29,9 @@ pub struct Model {
     pub(crate) denials: Vec<Denial>,
     pub(crate) promises: Vec<Promise>,
     pub(crate) constants: Vec<(Slot, u64)>,
+    /// The rules, and behind them what they come down to for values.
     pub(crate) ops: Vec<Op>,
+    pub(crate) by_value: Vec<ByValue>,
     pub(crate) interrupt: Option<u16>,
     pub(crate) timer: Option<u16>,
     pub(crate) reusable: Code,
@@ -132,6 +136,8 @@ pub(crate) struct Register {
     pub when: Option<Code>,
     pub on_read: Option<u16>,
     pub on_write: Option<u16>,
+    /// Which of [`Model::by_value`] is for its writes.
+    pub by_value: Option<u16>,
 }
 
 impl Register {

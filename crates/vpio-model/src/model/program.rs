@@ -21,7 +21,9 @@ pub struct Code {
     pub result: Slot,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The tag has a byte of its own, which is faster to tell them apart by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
 pub enum Op {
     End,
     /// To a variable; the old number is kept until the event is over.
@@ -96,7 +98,12 @@ pub enum Op {
 
 impl Op {
     /// Where a jump leads.
-    pub fn target(self) -> Option<u16> {
+    pub fn target(mut self) -> Option<u16> {
+        self.target_mut().copied()
+    }
+
+    /// The same, to be changed.
+    pub fn target_mut(&mut self) -> Option<&mut u16> {
         match self {
             Self::Jump(to)
             | Self::JumpIfZero { to, .. }
@@ -107,7 +114,7 @@ impl Op {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Which {
     Range,
     Bits,
@@ -204,7 +211,7 @@ pub trait Host {
     ) -> Option<u64>;
 }
 
-#[inline]
+#[inline(always)]
 pub fn binary(operator: Binary, left: u64, right: u64) -> u64 {
     let shift = u32::try_from(right).ok();
     match operator {
@@ -240,8 +247,11 @@ impl Model {
     /// Evaluates an expression.
     #[inline]
     pub(crate) fn evaluate(&self, code: Code, frame: &mut Frame, host: &mut impl Host) -> u64 {
-        // Expressions deny nothing.
-        let _never = self.run(code.start, frame, host);
+        // Of a number by itself there is nothing to compute.
+        if self.ops.get(usize::from(code.start)) != Some(&Op::End) {
+            // Expressions deny nothing.
+            let _never = self.run(code.start, frame, host);
+        }
         frame.get(code.result)
     }
 
@@ -303,60 +313,75 @@ impl Model {
                         return Err(denial);
                     }
                 }
-                Op::Check { transfer, denial } => {
-                    let Some(of) = self.transfers.get(usize::from(transfer)) else {
-                        return Err(denial);
-                    };
-                    let address = self.evaluate(of.address, frame, host);
-                    let length = self.evaluate(of.length, frame, host);
-                    if host.translate(address, length, of.access).is_none() {
-                        return Err(denial);
-                    }
-                    host.approve(transfer, address, length);
-                }
-                Op::Fetch {
-                    table,
-                    which,
-                    from,
-                    to,
-                    denial,
-                } => {
-                    let (first, end) = (frame.get(from), frame.get(to));
-                    let value = frame.get(VALUE);
-                    let next = host.fetch(self, frame, table, which, first, end);
-                    frame.set(VALUE, value);
-                    match next {
-                        Some(next) if which == Which::Chain => frame.assign(from, next),
-                        Some(_) => {}
-                        None => return Err(denial),
-                    }
-                }
-                Op::Device { to, from } => {
-                    let address = host.translate(frame.get(from), 1, Access::Read);
-                    frame.set(to, address.unwrap_or(u64::MAX));
-                }
-                Op::Peek { to, register } => {
-                    let value = host.peek(register);
-                    frame.set(to, value);
-                }
-                Op::Put {
-                    register,
-                    value,
-                    times,
-                } => {
-                    for _ in 0..frame.get(times).min(MAX_TIMES) {
-                        host.put(register, frame.get(value));
-                    }
-                }
                 Op::Forward(slot) => frame.forward = Some(frame.get(slot)),
-                Op::Reset => {
-                    frame.reset = true;
-                    for variable in &self.variables {
-                        frame.assign(variable.slot, variable.initial);
-                    }
-                }
+                Op::Check { .. }
+                | Op::Fetch { .. }
+                | Op::Device { .. }
+                | Op::Peek { .. }
+                | Op::Put { .. }
+                | Op::Reset => self.reach_out(op, frame, host)?,
             }
         }
+    }
+
+    /// Carries out what is about more than numbers. By itself, so that the registers of [`run`](Self::run) stay what they are there.
+    #[inline(never)]
+    fn reach_out(&self, op: Op, frame: &mut Frame, host: &mut impl Host) -> Result<(), u16> {
+        match op {
+            Op::Check { transfer, denial } => {
+                let Some(of) = self.transfers.get(usize::from(transfer)) else {
+                    return Err(denial);
+                };
+                let address = self.evaluate(of.address, frame, host);
+                let length = self.evaluate(of.length, frame, host);
+                if host.translate(address, length, of.access).is_none() {
+                    return Err(denial);
+                }
+                host.approve(transfer, address, length);
+            }
+            Op::Fetch {
+                table,
+                which,
+                from,
+                to,
+                denial,
+            } => {
+                let (first, end) = (frame.get(from), frame.get(to));
+                let value = frame.get(VALUE);
+                let next = host.fetch(self, frame, table, which, first, end);
+                frame.set(VALUE, value);
+                match next {
+                    Some(next) if which == Which::Chain => frame.assign(from, next),
+                    Some(_) => {}
+                    None => return Err(denial),
+                }
+            }
+            Op::Device { to, from } => {
+                let address = host.translate(frame.get(from), 1, Access::Read);
+                frame.set(to, address.unwrap_or(u64::MAX));
+            }
+            Op::Peek { to, register } => {
+                let value = host.peek(register);
+                frame.set(to, value);
+            }
+            Op::Put {
+                register,
+                value,
+                times,
+            } => {
+                for _ in 0..frame.get(times).min(MAX_TIMES) {
+                    host.put(register, frame.get(value));
+                }
+            }
+            Op::Reset => {
+                frame.reset = true;
+                for variable in &self.variables {
+                    frame.assign(variable.slot, variable.initial);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 

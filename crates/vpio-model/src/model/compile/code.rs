@@ -10,7 +10,7 @@ use crate::model::Denial;
 use crate::model::program::{Code, Op, Slot, Which};
 
 /// Ops of a model.
-const MAX_OPS: usize = 1 << 15;
+pub(super) const MAX_OPS: usize = 1 << 15;
 
 impl<'a> Compiler<'a> {
     /// Compiles a rule; its start.
@@ -65,13 +65,7 @@ impl<'a> Compiler<'a> {
     /// Lets the jump lead here.
     fn land(&mut self, jump: usize) -> Result<()> {
         let here = self.here()?;
-        if let Some(
-            Op::Jump(to)
-            | Op::JumpIfZero { to, .. }
-            | Op::JumpUnlessAny { to, .. }
-            | Op::JumpUnlessEqual { to, .. },
-        ) = self.out.ops.get_mut(jump)
-        {
+        if let Some(to) = self.out.ops.get_mut(jump).and_then(Op::target_mut) {
             *to = here;
         }
         Ok(())

@@ -224,6 +224,7 @@ impl<'a> Compiler<'a> {
             when: None,
             on_read: None,
             on_write: None,
+            by_value: None,
         })
     }
 
