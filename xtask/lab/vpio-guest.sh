@@ -2,8 +2,9 @@
 # init of a guest that drives old devices of the host itself, behind models of them: `guest: WHAT: RESULT` lines, as in guest-init.sh. The
 # host is 192.168.81.1 to the first card, .82.1 and .83.1 to the others.
 #
-# On the command line: the checksums of what is downloaded, lab.small= and lab.large=; or lab.hostile, for a guest that has no drivers and
-# the memory from 128 MiB on to itself.
+# On the command line: the checksums of what is downloaded, lab.small= and lab.large=; with lab.phase= the first card does nothing but
+# this (none, session, small or large) after it was found to answer; or lab.hostile, for a guest that has no drivers and the memory from
+# 128 MiB on to itself.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -92,15 +93,23 @@ soon() { # soon COMMAND…: it succeeds within half a minute
     done
     return 1
 }
+drivers="ne2k-pci 8139cp e1000"
+phase=
 for word in $(cat /proc/cmdline); do
     case $word in
+    lab.phase=*) phase=${word#*=} drivers=ne2k-pci ;;
     lab.small=*) small=${word#*=} ;;
     lab.large=*) large=${word#*=} ;;
     esac
 done
+during() { # during PHASE COMMAND…: unless there is another one only
+    [ -n "$phase" ] && [ "$phase" != "$1" ] && return
+    shift
+    "$@"
+}
 has() { [ "$(wget -q -O - "http://$1:8080/$2" | sum)" = "$3" ]; }
 net=81
-for driver in ne2k-pci 8139cp e1000; do
+for driver in $drivers; do
     interface=
     for found in /sys/class/net/*; do
         [ "$(basename "$(readlink "$found/device/driver")")" = $driver ] && interface=$(basename "$found")
@@ -116,12 +125,16 @@ for driver in ne2k-pci 8139cp e1000; do
         dmesg | grep -E '0000:00:1[5-8]|eth[0-9]' | sed 's/^/guest: kernel log: /'
         poweroff -f
     fi
-    check "$driver: session" ping -q -c 20 -i 0.1 -W 5 192.168.$net.1
-    check "$driver: small download" has 192.168.$net.1 small "$small"
-    check "$driver: large download" has 192.168.$net.1 large "$large"
+    during session check "$driver: session" ping -q -c 20 -i 0.1 -W 5 192.168.$net.1
+    during small check "$driver: small download" has 192.168.$net.1 small "$small"
+    during large check "$driver: large download" has 192.168.$net.1 large "$large"
     ip link set "$interface" down
     net=$((net + 1))
 done
+if [ -n "$phase" ]; then
+    echo "guest: done"
+    poweroff -f
+fi
 
 check "ahci finds its disk" soon [ -b /dev/sda ]
 make() { mke2fs /dev/sda >/dev/null; }

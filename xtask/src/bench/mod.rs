@@ -7,6 +7,7 @@ mod grant;
 mod iommu;
 mod ringtest;
 mod vhost;
+mod vpio;
 
 use std::fs;
 
@@ -24,6 +25,7 @@ const SECTIONS: &[(&str, Measure)] = &[
     ("vhost", vhost::measure),
     ("iommu", iommu::measure),
     ("grant", grant::measure),
+    ("vpio", vpio::measure),
     ("boots", boots::measure),
     ("assigned", assigned::measure),
 ];
@@ -33,7 +35,7 @@ type Measure = fn(&Progress) -> Result<Section>;
 /// What to measure.
 #[derive(Args, Debug)]
 pub struct BenchArgs {
-    /// Only these sections (criterion, ringtest, vhost, iommu, grant, boots, assigned, …); the book's page is written by a run of all alone
+    /// Only these sections (criterion, ringtest, vhost, iommu, grant, vpio, boots, assigned, …); the book's page is written by a run of all alone
     #[arg(value_name = "SECTION")]
     only: Vec<String>,
 }

@@ -1,20 +1,18 @@
 //! Driver and device on two cores, beside the kernel's own ring benchmark.
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
 use super::Section;
-use crate::lab::debian;
+use crate::lab::{debian, kernel_source};
 use crate::process;
 use crate::progress::Progress;
 use crate::workspace;
 
 /// Where the C rings are in the kernel's source.
-const RINGTEST: &str = "linux-source-6.1/tools/virtio/ringtest";
-const PACKAGE: &str = "linux-source-6.1";
+const RINGTEST: &str = "tools/virtio/ringtest";
 const PROGRAMS: [&str; 3] = ["virtio_ring_0_9", "ring", "virtio_ring_inorder"];
 
 /// Builds the C rings and runs vring's benchmark, which runs them beside our own and prints rows of a table.
@@ -40,20 +38,10 @@ pub fn measure(progress: &Progress) -> Result<Section> {
 
 /// The folder of the C rings, built from Debian's package of the kernel's source.
 fn ringtest() -> Result<PathBuf> {
-    for (program, package) in [("gcc", "gcc"), ("make", "make"), ("xz", "xz-utils")] {
-        debian::ensure_program(program, &[package, "libc6-dev"], false)?;
+    for program in ["gcc", "make"] {
+        debian::ensure_program(program, &[program, "libc6-dev"], false)?;
     }
-    let lab = workspace::lab()?;
-    let folder = lab.join(RINGTEST);
-    if !folder.exists() {
-        let package = debian::unpacked(&lab, PACKAGE)?;
-        let archive = package.join("usr/src").join(format!("{PACKAGE}.tar.xz"));
-        let mut tar = Command::new("tar");
-        tar.arg("-xJf").arg(archive).arg("-C").arg(&lab);
-        process::run_quietly(tar.arg(RINGTEST))?;
-        // All of the kernel's source, of which nothing more is needed.
-        fs::remove_dir_all(package)?;
-    }
+    let folder = kernel_source::part(RINGTEST)?;
     let mut make = Command::new("make");
     process::run_quietly(make.arg("-C").arg(&folder).args(PROGRAMS))?;
     Ok(folder)

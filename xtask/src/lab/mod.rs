@@ -8,6 +8,7 @@ pub mod disk;
 pub mod host;
 pub mod initramfs;
 pub mod kernel;
+pub mod kernel_source;
 pub mod programs;
 pub mod root_disk;
 pub mod sriov;

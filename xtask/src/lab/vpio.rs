@@ -6,11 +6,11 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde::Deserialize;
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
 
 use super::attempts::{attempts, reported};
-use super::host::Host;
+use super::host::{Finished, Host};
 use super::initramfs;
 use super::kernel::{Kernel, Series};
 use super::programs;
@@ -21,6 +21,10 @@ use crate::workspace;
 const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/vpio-host.sh")
+);
+const PHASES_SCRIPT: &str = concat!(
+    include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/vpio-phases-host.sh")
 );
 const GUEST_INIT: &str = include_str!("../../lab/vpio-guest.sh");
 /// The guest's drivers.
@@ -69,7 +73,7 @@ const HOSTILE: [&str; 3] = ["rtl8139cp", "e1000", "ahci"];
 const LAST_WORDS: &str = "guest: done";
 
 /// What a guest did with a device.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub struct Use {
     /// The model's name.
     pub model: String,
@@ -95,14 +99,126 @@ impl fmt::Display for Use {
     }
 }
 
-/// The part of the VMM's report that is about models.
+/// What there is of the VMM's report to be read here.
 #[derive(Debug, Deserialize)]
 struct Report {
     models: Vec<Use>,
+    user: Vec<Exits>,
+    buses: Vec<Bus>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Exits {
+    kind: String,
+    count: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bus {
+    space: String,
+    unclaimed: u64,
+    regions: Vec<Region>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Region {
+    name: String,
+    reads: u64,
+    writes: u64,
+}
+
+impl Report {
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Accesses to the only device, those hooked, and exits that were for its ports: whatever the exits at ports were not for the others,
+    /// which nobody accesses by strings.
+    fn counts(&self) -> Result<[u64; 3]> {
+        let [device] = &self.models[..] else {
+            bail!("{} devices behind models", self.models.len());
+        };
+        let at_ports = self.user.iter().filter(|of| of.kind.starts_with("port-"));
+        let exits: u64 = at_ports.map(|of| of.count).sum();
+        let ports = self.buses.iter().filter(|bus| bus.space == "Pio");
+        let others = ports.map(|bus| {
+            let other = |region: &&Region| !region.name.starts_with("assigned BAR");
+            let regions = bus.regions.iter().filter(other);
+            bus.unclaimed + regions.map(|of| of.reads + of.writes).sum::<u64>()
+        });
+        let exits = exits.saturating_sub(others.sum());
+        Ok([device.accesses, device.hooked, exits])
+    }
+}
+
+/// The phases that [`phases`] returns, after the one that there is for comparison.
+pub const PHASES: [&str; 3] = ["session", "small", "large"];
+/// In this one the driver has nothing to do but to start.
+const NO_PHASE: &str = "none";
+
+/// What ne2k-pci did with its card in each of [`PHASES`], less what it does in a boot without one; the accesses, those hooked, the exits.
+pub fn phases(progress: &Progress) -> Result<Vec<[u64; 3]>> {
+    let script = format!(
+        "{}PHASES={}\n{PHASES_SCRIPT}",
+        variables(progress)?,
+        quoted(&format!("{NO_PHASE} {}", PHASES.join(" ")))
+    );
+    let (counts, _) = attempts("vpio-phases", || {
+        let expected = [
+            "guest: ne2k-pci: session: ok",
+            "guest: ne2k-pci: small download: ok",
+            "guest: ne2k-pci: large download: ok",
+        ];
+        let finished = finish("vpio-phases", &script, progress)?;
+        reported(&finished, &expected, LAST_WORDS, 1 + PHASES.len())?;
+        let count = |phase| Report::read(&finished.folder.join(format!("{phase}.json")))?.counts();
+        let nothing = count(NO_PHASE)?;
+        let counts = PHASES.iter().map(|phase| {
+            let mut counts = count(phase)?;
+            for (count, nothing) in counts.iter_mut().zip(nothing) {
+                *count = count.saturating_sub(nothing);
+            }
+            Ok(counts)
+        });
+        counts.collect::<Result<Vec<_>>>()
+    })?;
+    Ok(counts)
 }
 
 /// Runs the scenario. Returns what the drivers did, and at which attempt the guests lived, from 1.
 pub fn run(progress: &Progress) -> Result<(Vec<Use>, u32)> {
+    let script = format!("{}{HOST_SCRIPT}", variables(progress)?);
+    attempts("vpio", || {
+        let finished = finish("vpio", &script, progress)?;
+        reported(&finished, &EXPECTED, LAST_WORDS, 2)?;
+        let report = |name: &str| Report::read(&finished.folder.join(name));
+        let denied = report("hostile.json")?.models;
+        for model in HOSTILE {
+            let denied = denied
+                .iter()
+                .any(|used| used.model == model && used.denied > 0);
+            denied
+                .then_some(())
+                .with_context(|| format!("{model} denied nothing"))?;
+        }
+        Ok(report("driven.json")?.models)
+    })
+}
+
+/// Runs a script in the host with the devices.
+fn finish(name: &str, script: &str, progress: &Progress) -> Result<Finished> {
+    let mut host = Host {
+        append: "intel_iommu=on".to_owned(),
+        ..Host::new(name, Duration::from_secs(480))
+    };
+    let folder = host.folder()?;
+    host.hardware = hardware(&folder)?;
+    host.run(folder, script, progress)
+}
+
+/// Builds what the scripts need, and says where it is.
+fn variables(progress: &Progress) -> Result<String> {
     progress.step("building sriov and reference-vmm");
     let (sriov, vmm) = (programs::sriov()?, programs::reference_vmm()?);
     let lab = workspace::lab()?;
@@ -117,37 +233,12 @@ pub fn run(progress: &Progress) -> Result<(Vec<Use>, u32)> {
         quote(&initrd)
     );
     let models = workspace::root()?.join("crates/vpio-model/models");
-    let script = format!(
-        "SRIOV={}\nVMM={}\nMODELS={}\nWORK=/run/lab\n{HOST_SCRIPT}",
+    Ok(format!(
+        "SRIOV={}\nVMM={}\nMODELS={}\nWORK=/run/lab\n",
         quote(&sriov),
         quoted(&vmm),
         quote(&models)
-    );
-    attempts("vpio", || {
-        let mut host = Host {
-            append: "intel_iommu=on".to_owned(),
-            ..Host::new("vpio", Duration::from_secs(480))
-        };
-        let folder = host.folder()?;
-        host.hardware = hardware(&folder)?;
-        let finished = host.run(folder, &script, progress)?;
-        reported(&finished, &EXPECTED, LAST_WORDS, 2)?;
-        let report = |name: &str| -> Result<Vec<Use>> {
-            let text = fs::read_to_string(finished.folder.join(name))?;
-            let report: Report = serde_json::from_str(&text)?;
-            Ok(report.models)
-        };
-        let denied = report("hostile.json")?;
-        for model in HOSTILE {
-            let denied = denied
-                .iter()
-                .any(|used| used.model == model && used.denied > 0);
-            denied
-                .then_some(())
-                .with_context(|| format!("{model} denied nothing"))?;
-        }
-        report("driven.json")
-    })
+    ))
 }
 
 /// One machine with an IOMMU, the devices, and a card of its own at the same cable as the network cards.
@@ -182,4 +273,26 @@ fn hardware(folder: &Path) -> Result<Vec<String>> {
     Ok(all
         .flat_map(|(option, value)| [option.to_owned(), value])
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_of_the_device_are_those_of_no_other_port() {
+        let report = r#"{
+            "user": [{ "kind": "port-read", "count": 30 }, { "kind": "port-write", "count": 70 }, { "kind": "memory-read", "count": 5 }],
+            "models": [{ "model": "ne2000", "accesses": 1000, "hooked": 20, "denied": 0 }],
+            "buses": [
+                { "space": "Pio", "unclaimed": 2, "regions": [
+                    { "name": "serial port", "reads": 3, "writes": 10 },
+                    { "name": "assigned BAR 0", "reads": 900, "writes": 100 }
+                ] },
+                { "space": "Mmio", "unclaimed": 1, "regions": [{ "name": "assigned BAR 1", "reads": 4, "writes": 0 }] }
+            ]
+        }"#;
+        let report: Report = serde_json::from_str(report).unwrap();
+        assert_eq!(report.counts().unwrap(), [1000, 20, 85]);
+    }
 }

@@ -103,24 +103,17 @@ fn loom(session: &Session) -> Result<Outcome> {
     session.tests("loom", command.env("RUSTFLAGS", "--cfg loom"))
 }
 
-/// The hot paths of the rings take as many instructions as is recorded, which valgrind counts.
+/// The hot paths of rings and models take as many instructions as is recorded, which valgrind counts.
 fn instruction_counts(session: &Session) -> Result<Outcome> {
     match crate::lab::debian::ensure_program("valgrind", &["valgrind"], false) {
         Ok(()) => {}
         Err(error) if session.on_ci => return Err(error),
         Err(error) => return Ok(Outcome::skipped(&format!("{error:#}"))),
     }
-    let args = [
-        "bench",
-        "--locked",
-        "-p",
-        "vring",
-        "--bench",
-        "instructions",
-        "--",
-        "check",
-    ];
-    session.check("instruction-counts", &mut cargo(&args)?)
+    let args = ["bench", "--locked", "-p", "vring", "-p", "vpio-model"];
+    let mut bench = cargo(&args)?;
+    bench.args(["--bench", "instructions", "--", "check"]);
+    session.check("instruction-counts", &mut bench)
 }
 
 /// The crates with unsafe code, under AddressSanitizer on the stable toolchain.
