@@ -3,9 +3,10 @@
 
 #![expect(clippy::unwrap_used, reason = "a measuring program")]
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+#[path = "../tests/output/mod.rs"]
+mod output;
 
+use output::Output;
 use reference_vmm::boot::Payload;
 use reference_vmm::machine::stop::Stop;
 use reference_vmm::machine::{Config, Iommu, Machine, Peripherals, Transport, VtdOptions};
@@ -30,19 +31,6 @@ fn image() -> Vec<u8> {
     code.extend([0x66, 0xba, 0x00, 0x06, 0xb0, 0x34, 0xee]); // mov dx, 0x600; mov al, 0x34; out dx, al
     code.extend([0xf4, 0xeb, 0xfd]); // hlt; jmp to it
     code
-}
-
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 fn main() {

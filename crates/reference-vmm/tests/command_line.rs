@@ -1,11 +1,15 @@
 //! The program as a user meets it: what it says when something is wrong, and with which status it ends.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+mod kvm;
+
 use std::fs;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::thread;
+
+use kvm::has_kvm;
 
 fn vmm(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_reference-vmm"))
@@ -23,18 +27,6 @@ fn failure(args: &[&str]) -> (Option<i32>, String) {
         assert!(message.starts_with("reference-vmm: "), "{message}");
     }
     (output.status.code(), message)
-}
-
-fn has_kvm() -> bool {
-    let usable = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
-    if !usable {
-        println!("SKIPPED: /dev/kvm is not usable here");
-    }
-    usable
 }
 
 #[test]

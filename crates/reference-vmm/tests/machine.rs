@@ -5,10 +5,11 @@
     reason = "test code"
 )]
 
-use std::fs::OpenOptions;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+mod kvm;
+mod output;
 
+use kvm::has_kvm;
+use output::Output;
 use reference_vmm::boot::Payload;
 use reference_vmm::machine::stop::{CrashCause, Stop};
 use reference_vmm::machine::{
@@ -32,23 +33,8 @@ const TRIPLE_FAULT: [u8; 2] = [0x0f, 0x0b];
 /// `jmp` to itself.
 const SPIN: [u8; 2] = [0xeb, 0xfe];
 
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn machine(image: &[u8], cpus: u8, transport: Transport, output: &Output) -> Option<Machine> {
-    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    if kvm.is_err() {
-        println!("SKIPPED: /dev/kvm is not usable here");
+    if !has_kvm() {
         return None;
     }
     let machine = Machine::new(config(image, cpus, transport, output));

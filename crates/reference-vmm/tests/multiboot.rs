@@ -5,9 +5,11 @@
     reason = "test code"
 )]
 
-use std::fs::OpenOptions;
+mod kvm;
+
 use std::io::{self, Write};
 
+use kvm::has_kvm;
 use proptest::prelude::*;
 use reference_vmm::boot::{BootError, Entry, Image, Linux, MultibootError, Payload, load};
 use reference_vmm::machine::layout::{Layout, MIB};
@@ -184,9 +186,7 @@ proptest! {
 
 #[test]
 fn kernel_is_entered_as_the_specification_says() {
-    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
-    if kvm.is_err() {
-        println!("SKIPPED: /dev/kvm is not usable here");
+    if !has_kvm() {
         return;
     }
     for image in [elf(3), flat()] {

@@ -1,12 +1,14 @@
 //! What becomes of a guest that resets. They need KVM.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+mod kvm;
 mod support;
 
 use std::io::{Read, Write};
 use std::process::{Child, Stdio};
 
-use support::{has_kvm, kernel, run};
+use kvm::has_kvm;
+use support::{kernel, run};
 
 /// Answers each prompt of the guest with the next of `keys`; returns how many prompts there were, the status and the messages.
 fn dialogue(keys: &[u8], options: &[&str]) -> Option<(usize, Option<i32>, String)> {

@@ -1,17 +1,19 @@
 //! The terminal is as it was, whatever ends the machine. They need KVM.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
+mod kvm;
 mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
+use kvm::has_kvm;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, tcgetattr};
-use support::{has_kvm, kernel, run};
+use support::{kernel, run};
 
 /// What ends the machine.
 #[derive(Clone, Copy, Debug)]

@@ -1,9 +1,9 @@
 //! Hypercalls of a hostile guest, made in 64-bit mode on a real KVM: each has the answer that Xen gives, and the machine lives on.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex};
+mod output;
 
+use output::Output;
 use reference_vmm::boot::Payload;
 use reference_vmm::kvm::KvmError;
 use reference_vmm::machine::stop::Stop;
@@ -69,19 +69,6 @@ const EINVAL: i32 = -22;
 const ENOSYS: i32 = -38;
 
 const SELF: u64 = 0x7ff0;
-
-#[derive(Clone, Default)]
-struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 /// A guest's hypercalls, with the results that they must have.
 #[derive(Default)]

@@ -67,16 +67,3 @@ pub fn run(kernel: &NamedTempFile) -> Command {
         .arg(kernel.path());
     command
 }
-
-/// Whether there is a KVM to run it.
-pub fn has_kvm() -> bool {
-    let usable = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
-    if !usable {
-        println!("SKIPPED: /dev/kvm is not usable here");
-    }
-    usable
-}
