@@ -7,8 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::{self, BufRead, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio};
+use std::io;
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -31,80 +31,29 @@ const BUSY: u64 = 2;
 const FENCE: u64 = 0x1000;
 const PATTERN: u8 = 0xa5;
 
-struct Pipe {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-    operations: u64,
-}
-
-impl Pipe {
-    fn command(&mut self, line: &str) -> String {
-        self.operations += 1;
-        writeln!(self.input, "{line}").unwrap();
-        loop {
-            let mut answer = String::new();
-            assert_ne!(
-                self.output.read_line(&mut answer).unwrap(),
-                0,
-                "QEMU ended: {line}"
-            );
-            if let Some(value) = answer.strip_prefix("OK") {
-                return value.trim().to_owned();
-            }
-            assert!(!answer.starts_with("FAIL"), "{line}: {answer}");
-        }
-    }
-}
-
-impl Drop for Pipe {
-    fn drop(&mut self) {
-        let _ended = self.child.kill();
-        let _status = self.child.wait();
-    }
-}
-
 /// A device in QEMU, and QEMU's memory.
 struct Qemu {
-    pipe: Mutex<Pipe>,
+    qemu: Mutex<qtest::Qemu>,
     base: u64,
     port: bool,
 }
 
 impl Qemu {
     fn start(target: &Target) -> std::io::Result<Self> {
-        let mut child = Command::new("qemu-system-x86_64")
-            .args("-M q35 -m 16M -display none -nodefaults -accel tcg -S".split(' '))
-            .stderr(Stdio::null())
-            .args("-qtest stdio -qtest-log none -device".split(' '))
-            .arg(format!("{},addr=4", target.device))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let pipe = Pipe {
-            child,
-            input,
-            output,
-            operations: 0,
-        };
+        let mut qemu = qtest::Qemu::stopped(&format!("-device {},addr=4", target.device))?;
         let (base, port) = if target.port {
             (0xc000, true)
         } else {
             (0xfea0_0000, false)
         };
+        // The base address register, and memory, ports and bus mastering.
+        qemu.configure(4, 0x10 + 4 * target.bar, base);
+        qemu.configure(4, 4, 7);
         let qemu = Self {
-            pipe: Mutex::new(pipe),
-            base,
+            qemu: Mutex::new(qemu),
+            base: base.into(),
             port,
         };
-        // The base address register, and memory, ports and bus mastering.
-        for (register, value) in [(0x10 + 4 * target.bar, base), (4, 7)] {
-            let address = 0x8000_0000_u64 | 4 << 11 | register;
-            qemu.command(&format!("outl 0xcf8 {address:#x}"));
-            qemu.command(&format!("outl 0xcfc {value:#x}"));
-        }
         for fence in [GUEST - FENCE, GUEST + SIZE] {
             qemu.command(&format!("memset {fence:#x} {FENCE:#x} {PATTERN:#x}"));
         }
@@ -112,7 +61,7 @@ impl Qemu {
     }
 
     fn command(&self, line: &str) -> String {
-        self.pipe.lock().unwrap().command(line)
+        self.qemu.lock().unwrap().ask(line)
     }
 
     fn load(&self, address: u64, data: &mut [u8]) {
@@ -211,33 +160,17 @@ fn translation() -> Translation {
     }
 }
 
-/// xorshift64*: the same program for the same seed everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        (self.next() >> 33) % n
-    }
-
-    /// An address in the guest, near its end, or anywhere; or few bits; or anything.
-    fn value(&mut self, width: u8) -> u64 {
-        let value = match self.below(8) {
-            0 | 1 => self.below(SIZE / 64) * 64,
-            2 => SIZE - 64 + self.below(128),
-            3 => self.next(),
-            4 | 5 => 1 << self.below(u64::from(width) * 8),
-            6 => self.below(64),
-            _ => 1 << self.below(16) | 1 << self.below(8),
-        };
-        value & (u64::MAX >> (64 - 8 * u32::from(width)))
-    }
+/// An address in the guest, near its end, or anywhere; or few bits; or anything.
+fn random_value(random: &mut fastrand::Rng, width: u8) -> u64 {
+    let value = match random.u8(..8) {
+        0 | 1 => random.u64(..SIZE / 64) * 64,
+        2 => SIZE - 64 + random.u64(..128),
+        3 => random.u64(..),
+        4 | 5 => 1 << random.u64(..u64::from(width) * 8),
+        6 => random.u64(..64),
+        _ => 1 << random.u64(..16) | 1 << random.u64(..8),
+    };
+    value & (u64::MAX >> (64 - 8 * u32::from(width)))
 }
 
 type Device = Passthrough<Arc<Qemu>, Arc<Qemu>>;
@@ -247,7 +180,7 @@ type Pairs = Vec<(String, u64, u64)>;
 struct Target {
     device: &'static str,
     model: &'static str,
-    bar: u64,
+    bar: u32,
     port: bool,
     compare: fn(&Device, &Qemu, &mut Pairs),
 }
@@ -478,21 +411,23 @@ fn program(
     target: &Target,
     model: &Arc<Model>,
     hooks: &[Hook],
-    random: &mut Random,
+    random: &mut fastrand::Rng,
     results: &mut Results,
 ) -> std::io::Result<()> {
     let qemu = Arc::new(Qemu::start(target)?);
     let mut device = Passthrough::new(Engine::new(model.clone(), qemu.clone()), qemu.clone());
     let mut log = String::new();
     for _ in 0..LENGTH {
-        let which = usize::try_from(random.below(hooks.len() as u64)).unwrap();
+        let which = usize::try_from(random.u64(..hooks.len() as u64)).unwrap();
         let Some(hook) = hooks.get(which) else {
             continue;
         };
         // Descriptors, of a kind.
-        let words: Vec<u8> = (0..4).flat_map(|_| random.value(4).to_le_bytes()).collect();
-        qemu.store(GUEST + random.below(SIZE / 64) * 64, &words);
-        let value = random.value(hook.width);
+        let words: Vec<u8> = (0..4)
+            .flat_map(|_| random_value(random, 4).to_le_bytes())
+            .collect();
+        qemu.store(GUEST + random.u64(..SIZE / 64) * 64, &words);
+        let value = random_value(random, hook.width);
         let at = At {
             space: hook.space,
             offset: hook.offset,
@@ -517,7 +452,7 @@ fn program(
     }
     results.accesses += device.counts().accesses;
     results.denied += device.counts().denied;
-    results.operations += qemu.pipe.lock().unwrap().operations;
+    results.operations += qemu.qemu.lock().unwrap().commands();
     Ok(())
 }
 
@@ -526,7 +461,7 @@ fn compare(target: &Target, programs: u64, seed: u64) -> io::Result<(String, boo
     let model = Arc::new(Model::parse(target.device, target.model).unwrap());
     let mut hooks = model.hooks(Sharing::Exclusive).registers;
     hooks.retain(|hook| hook.writes);
-    let (mut random, mut results) = (Random(seed | 1 << 63), Results::default());
+    let (mut random, mut results) = (fastrand::Rng::with_seed(seed), Results::default());
     for _ in 0..programs {
         program(target, &model, &hooks, &mut random, &mut results)?;
     }
