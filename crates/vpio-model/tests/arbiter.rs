@@ -9,21 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{SIZE, parse};
 use vpio_model::arbiter::{Arbiter, Counts, GuestId, Input, InputPolicy, Sharing};
-use vpio_model::engine::{At, Engine, Translation};
+use vpio_model::engine::{At, Engine, Physical, Translation};
 use vpio_model::in_process::{Memory, Registers};
 use vpio_model::models;
 
-type Shared = Arbiter<Arc<Memory>, Arc<Registers>>;
-
-struct Fixture {
-    arbiter: Shared,
-    card: Arc<Registers>,
+struct Fixture<P> {
+    arbiter: Arbiter<Arc<Memory>, Arc<P>>,
+    card: Arc<P>,
     guests: [GuestId; 2],
     woken: [Arc<AtomicU64>; 2],
 }
 
-fn fixture(text: &str, input: InputPolicy) -> Fixture {
-    let card = Arc::new(Registers::default());
+fn fixture<P: Physical + Default>(text: &str, input: InputPolicy) -> Fixture<P> {
+    let card = Arc::new(P::default());
     let sharing = Sharing {
         quantum: 2,
         patience: 100,
@@ -53,7 +51,7 @@ fn fixture(text: &str, input: InputPolicy) -> Fixture {
     }
 }
 
-impl Fixture {
+impl<P: Physical> Fixture<P> {
     /// It is so late, and a quantum before was a tick.
     fn pass(&mut self, now: u64) {
         self.arbiter.tick(now - 2);
@@ -80,7 +78,7 @@ impl Fixture {
 /// THREATS.md, "switching a device that is not reusable".
 #[test]
 fn a_busy_device_keeps_its_owner() {
-    let mut f = fixture(models::RTL8139, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::RTL8139, InputPolicy::Drop);
     assert!(f.write(0, 0x20, 4, 0x1000));
     assert!(f.write(0, 0x10, 4, 60));
     f.pass(10);
@@ -107,10 +105,11 @@ fn a_busy_device_keeps_its_owner() {
 /// Whoever comes back finds the device as it was.
 #[test]
 fn the_context_comes_back() {
-    let mut f = fixture(models::RTL8139, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::RTL8139, InputPolicy::Drop);
     assert!(f.write(0, 0x20, 4, 0x1000));
     assert!(f.write(0, 0x44, 4, 0xf));
-    let all_sent = |f: &Fixture| (0..4).for_each(|slot| f.card.set(0, 0x10 + 4 * slot, 0x2000));
+    let all_sent =
+        |f: &Fixture<Registers>| (0..4).for_each(|slot| f.card.set(0, 0x10 + 4 * slot, 0x2000));
     all_sent(&f);
     f.pass(10);
     assert!(f.write(1, 0x20, 4, 0x3000));
@@ -130,7 +129,7 @@ fn the_context_comes_back() {
 /// To make a device ready for a guest can take longer than the guest then has it.
 #[test]
 fn the_time_that_a_switch_takes_is_nobodys() {
-    let mut f = fixture(models::PIIX_BMIDE, InputPolicy::Switch);
+    let mut f: Fixture<Registers> = fixture(models::PIIX_BMIDE, InputPolicy::Switch);
     assert!(f.write(0, 4, 4, 0));
     f.pass(10);
     assert_eq!(f.arbiter.input(f.guests[1]), Input::Held);
@@ -145,7 +144,7 @@ fn the_time_that_a_switch_takes_is_nobodys() {
 /// The same for a device whose state the guest reads back.
 #[test]
 fn piix_shows_what_it_showed() {
-    let mut f = fixture(models::PIIX_BMIDE, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::PIIX_BMIDE, InputPolicy::Drop);
     // Channel 1: the list, the direction, and that there is DMA; interrupt and error are up.
     assert!(f.write(0, 12, 4, 0x3000) && f.write(0, 8, 1, 8));
     f.card.set(0, 10, 0x66);
@@ -160,7 +159,7 @@ fn piix_shows_what_it_showed() {
     assert!(f.write(0, 0, 1, 0));
     assert_eq!(f.card.get(0, 8), Some(8));
     assert_eq!(f.card.get(0, 10), Some(0x60));
-    let shown = |f: &Fixture| f.card.get(0, 12);
+    let shown = |f: &Fixture<Registers>| f.card.get(0, 12);
     assert!(
         shown(&f).is_some_and(|list| list >= 0x8000_0000),
         "the copy of the list"
@@ -170,7 +169,7 @@ fn piix_shows_what_it_showed() {
 /// An access under way is not overtaken.
 #[test]
 fn no_switch_within_an_access() {
-    let mut f = fixture(models::PIIX_BMIDE, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::PIIX_BMIDE, InputPolicy::Drop);
     let [one, other] = f.guests;
     assert!(f.arbiter.enter(one));
     f.pass(1000);
@@ -181,9 +180,99 @@ fn no_switch_within_an_access() {
     assert_eq!(f.arbiter.owner(), Some(other));
 }
 
+/// An RTL8139 as far as it sends, one slot after the other.
+#[derive(Default)]
+struct Slots {
+    registers: Registers,
+    next: AtomicU64,
+}
+
+impl Physical for Slots {
+    fn read(&self, space: u8, offset: u64, width: u8) -> u64 {
+        self.registers.read(space, offset, width)
+    }
+
+    fn write(&self, space: u8, offset: u64, width: u8, value: u64) {
+        self.registers.write(space, offset, width, value);
+        loop {
+            let status = 0x10 + 4 * self.next.load(Ordering::Relaxed);
+            if self.registers.get(0, status).unwrap_or(0) & 0x2000 != 0 {
+                return;
+            }
+            self.registers.set(0, status, 0xa000);
+            self.next
+                .store(((status - 0x10) / 4 + 1) % 4, Ordering::Relaxed);
+        }
+    }
+
+    fn reset(&self) {
+        self.registers.reset();
+        (0..4).for_each(|slot| self.registers.set(0, 0x10 + 4 * slot, 0x2000));
+        self.next.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A driver goes on at the slot after its last one, and finds what it sent sent.
+#[test]
+fn a_card_that_takes_slots_in_turn_comes_back_at_the_right_one() {
+    let mut f: Fixture<Slots> = fixture(models::RTL8139, InputPolicy::Drop);
+    let send = |f: &mut Fixture<Slots>, slot| {
+        assert!(f.write(0, 0x20 + 4 * slot, 4, 0x1000) && f.write(0, 0x10 + 4 * slot, 4, 60));
+        assert_eq!(
+            f.card.registers.get(0, 0x10 + 4 * slot),
+            Some(0xa000),
+            "slot {slot}"
+        );
+    };
+    assert!(f.write(0, 0x37, 1, 4));
+    for sent in 0..6 {
+        send(&mut f, sent % 4);
+        f.pass(20 * sent + 10);
+        assert!(f.write(1, 0x44, 4, 0xf));
+        f.pass(20 * sent + 20);
+        assert!(f.write(0, 0x44, 4, 0xf));
+        assert_eq!(f.card.registers.get(0, 0x10 + 4 * (sent % 4)), Some(0xa000));
+        assert_eq!(
+            f.card.registers.get(0, 0x3e),
+            Some(0xffff),
+            "it says nothing of that"
+        );
+    }
+    assert_eq!(f.arbiter.counts().forced, 0);
+}
+
+/// What is in an NE2000's memory and is to be sent would be lost, and so would be the interrupt that a driver has masked meanwhile.
+#[test]
+fn a_driver_that_sends_keeps_the_card() {
+    let mut f: Fixture<Registers> = fixture(models::NE2000, InputPolicy::Drop);
+    let (one, other) = (f.guests[0], f.guests[1]);
+    // Started without a ring, in monitor mode; a packet is written.
+    for (register, value) in [(0xc, 0x20), (0, 0x22), (0xf, 0), (0, 0x12), (0, 0x22)] {
+        assert!(f.write(0, register, 1, value));
+    }
+    assert!(!f.write(1, 0, 1, 0x21));
+    f.pass(10);
+    assert_eq!(f.arbiter.owner(), Some(one), "it is not sent");
+    assert!(f.write(0, 0, 1, 0x26));
+    f.pass(20);
+    assert_eq!(f.arbiter.owner(), Some(one), "it is being sent");
+    f.card.set(0, 0, 0x22);
+    f.card.set(0, 7, 2);
+    f.pass(30);
+    assert_eq!(
+        f.arbiter.owner(),
+        Some(one),
+        "nobody asked whether it is sent"
+    );
+    f.card.set(0, 7, 0);
+    f.pass(40);
+    assert_eq!(f.arbiter.owner(), Some(other));
+    assert_eq!(f.arbiter.counts().forced, 0);
+}
+
 #[test]
 fn who_waits_too_long_gets_the_device_by_force() {
-    let mut f = fixture(models::RTL8139, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::RTL8139, InputPolicy::Drop);
     assert!(f.write(0, 0x20, 4, 0x1000) && f.write(0, 0x10, 4, 60));
     assert!(!f.write(1, 0x20, 4, 0x3000));
     f.pass(99);
@@ -202,7 +291,7 @@ fn who_waits_too_long_gets_the_device_by_force() {
 
 #[test]
 fn interrupts_are_the_owners() {
-    let mut f = fixture(models::RTL8139, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::RTL8139, InputPolicy::Drop);
     assert_eq!(f.arbiter.interrupt(), None);
     assert!(f.write(1, 0x3c, 2, 1));
     assert_eq!(f.arbiter.interrupt(), Some(f.guests[1]));
@@ -211,7 +300,7 @@ fn interrupts_are_the_owners() {
 #[test]
 fn input_goes_by_the_policy() {
     for policy in [InputPolicy::Hold, InputPolicy::Drop, InputPolicy::Switch] {
-        let mut f = fixture(models::PIIX_BMIDE, policy);
+        let mut f: Fixture<Registers> = fixture(models::PIIX_BMIDE, policy);
         let [one, other] = f.guests;
         assert!(f.write(0, 4, 4, 0));
         assert_eq!(f.arbiter.input(one), Input::Deliver);
@@ -238,7 +327,7 @@ fn input_goes_by_the_policy() {
 /// A guest that dies leaves a device that moves nothing.
 #[test]
 fn a_dead_guest_is_dropped() {
-    let mut f = fixture(models::RTL8139, InputPolicy::Drop);
+    let mut f: Fixture<Registers> = fixture(models::RTL8139, InputPolicy::Drop);
     assert!(f.write(0, 0x20, 4, 0x1000) && f.write(0, 0x10, 4, 60));
     assert!(!f.write(1, 0x20, 4, 0x3000));
     f.arbiter.remove(f.guests[0]);

@@ -45,7 +45,8 @@ const TSAD: u64 = 0x20;
 const RBSTART: u64 = 0x30;
 const OWN: u32 = 0x2000;
 
-/// An RTL8139 as far as its registers hold what they are given, and a reset ends that: all slots are the driver's then.
+/// An RTL8139 as far as its registers hold what they are given, and a reset ends that: all slots are the driver's then. A packet of no
+/// bytes is sent at once.
 struct Card(FakeDevice);
 
 impl Card {
@@ -76,7 +77,11 @@ impl VfioDevice for Card {
         self.0.read(index, offset, data)
     }
     fn write(&self, index: RegionIndex, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write(index, offset, data)
+        self.0.write(index, offset, data)?;
+        if index == BAR && (TSD..TSAD).contains(&offset) && data == [0; 4] {
+            self.set(offset, OWN);
+        }
+        Ok(())
     }
     fn map(&self, index: RegionIndex, part: Range<u64>) -> io::Result<MmapRegion> {
         self.0.map(index, part)

@@ -106,6 +106,7 @@ pub(super) struct House {
     guests: Mutex<usize>,
     observer: Box<dyn Fn(&Event<'_>) + Send + Sync>,
     lost: AtomicBool,
+    start: Instant,
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,9 +136,11 @@ impl House {
         }
     }
 
-    fn tick(&self, now: u64, switch: bool) {
+    fn tick(&self, switch: bool) {
         let mut arbiter = lock(&self.arbiter);
-        arbiter.tick(now);
+        // Not before: the device may just have been made ready for a guest, whose turn begins after that.
+        let now = self.start.elapsed().as_millis();
+        arbiter.tick(u64::try_from(now).unwrap_or(u64::MAX));
         if switch {
             arbiter.input_unseen();
         }
@@ -195,15 +198,13 @@ impl Server {
             guests: Mutex::new(0),
             observer: Box::new(observer),
             lost: AtomicBool::new(false),
+            start: Instant::now(),
         });
-        let (start, switch) = (Instant::now(), sharing.input == InputPolicy::Switch);
+        let switch = sharing.input == InputPolicy::Switch;
         let shared = Arc::clone(&house);
         let relay = Relay::start(sources, true, move |event| match event {
             relay::Event::Interrupt(_) => shared.interrupt(),
-            relay::Event::Tick => {
-                let now = start.elapsed().as_millis();
-                shared.tick(u64::try_from(now).unwrap_or(u64::MAX), switch);
-            }
+            relay::Event::Tick => shared.tick(switch),
         })?;
         Ok(Self {
             house,
