@@ -1,5 +1,6 @@
 //! Random driver programs, through a model, on the device as QEMU has it (qtest): what the model believes is compared with what the
-//! device shows after each access. Most programs are hostile; memory around the guest's must stay as it is.
+//! device shows after each access. Most programs are hostile; memory around the guest's must stay as it is. Where a program leaves the
+//! device reusable, another one gets the context, and the comparison is made there.
 //!
 //! `qemu_devices [PROGRAMS [SEED]]`, 200 programs for each device from seed 1 unless told otherwise.
 
@@ -403,8 +404,23 @@ struct Results {
     denied: u64,
     operations: u64,
     compared: u64,
+    /// Contexts that were replayed on another device.
+    replayed: u64,
     /// By what: how often, and the first example.
     disagreements: BTreeMap<String, (u64, String)>,
+}
+
+impl Results {
+    fn compare(&mut self, how: &str, pairs: Pairs, log: &str) {
+        self.compared += pairs.len() as u64;
+        for (what, ours, shown) in pairs {
+            if ours != shown {
+                let example = format!("model {ours:#x}, device {shown:#x} after {log}");
+                let entry = self.disagreements.entry(format!("{how}{what}"));
+                entry.or_insert((0, example)).0 += 1;
+            }
+        }
+    }
 }
 
 fn program(
@@ -438,17 +454,24 @@ fn program(
         log += if result.is_ok() { "; " } else { " (denied); " };
         let mut pairs = Pairs::new();
         (target.compare)(&device, &qemu, &mut pairs);
-        results.compared += pairs.len() as u64;
-        for (what, ours, shown) in pairs {
-            if ours != shown {
-                let example = format!("model {ours:#x}, device {shown:#x} after {log}");
-                results.disagreements.entry(what).or_insert((0, example)).0 += 1;
-            }
-        }
+        results.compare("", pairs, &log);
     }
     if !qemu.fences_stand() {
         let entry = results.disagreements.entry("memory of others".to_owned());
-        entry.or_insert((0, log)).0 += 1;
+        entry.or_insert((0, log.clone())).0 += 1;
+    }
+    if device.is_reusable()
+        && let Ok(state) = device.suspend()
+    {
+        // As it comes out of a reset.
+        let other = Arc::new(Qemu::start(target)?);
+        let mut there = Passthrough::new(Engine::new(model.clone(), other.clone()), other.clone());
+        let resumed = u64::from(there.resume(&state).is_ok());
+        let mut pairs = Pairs::from([("resumed".into(), 1, resumed)]);
+        (target.compare)(&there, &other, &mut pairs);
+        results.compare("replayed ", pairs, &log);
+        results.replayed += 1;
+        results.operations += other.pipe.lock().unwrap().operations;
     }
     results.accesses += device.counts().accesses;
     results.denied += device.counts().denied;
@@ -466,11 +489,12 @@ fn compare(target: &Target, programs: u64, seed: u64) -> io::Result<(String, boo
         program(target, &model, &hooks, &mut random, &mut results)?;
     }
     let mut report = format!(
-        "{} ({}): {programs} programs, {} accesses, {} denied, {} comparisons, {} operations",
+        "{} ({}): {programs} programs, {} accesses, {} denied, {} replayed, {} comparisons, {} operations",
         target.device,
         model.name(),
         results.accesses,
         results.denied,
+        results.replayed,
         results.compared,
         results.operations
     );
