@@ -471,7 +471,7 @@ fn program(
         (target.compare)(&there, &other, &mut pairs);
         results.compare("replayed ", pairs, &log);
         results.replayed += 1;
-        results.operations += other.pipe.lock().unwrap().operations;
+        results.operations += other.qemu.lock().unwrap().commands();
     }
     results.accesses += device.counts().accesses;
     results.denied += device.counts().denied;

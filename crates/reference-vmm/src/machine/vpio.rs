@@ -8,7 +8,7 @@ use std::{fmt, fs, io};
 use sriov_vfio::sysfs::PciAddress;
 use sriov_vfio::vfio::{DmaSpace, VfioDevice};
 use vpio_model::bus::DenialSink;
-use vpio_model::check::Finding;
+use vpio_model::check::{Finding, Report, STATES};
 use vpio_model::engine::{At, Denied};
 use vpio_model::language::{Access, LanguageError, Policy};
 use vpio_model::model::Model;
@@ -19,8 +19,6 @@ use super::Memory;
 use super::layout::PCI_WINDOW_32;
 use super::stop::{Stop, StopSwitch};
 
-/// How many states of a model are looked into before it is used.
-const STATES: usize = 1000;
 /// Where a function sees copies of its descriptors: where the guest has BARs and never memory.
 const COPIES: u64 = PCI_WINDOW_32.start;
 
@@ -55,6 +53,11 @@ pub enum VpioError {
         /// What is wrong.
         findings: Vec<Finding>,
     },
+    /// It has too many states to be looked into.
+    #[error(
+        "the model {0}: a part of it has more than {STATES} states: what they hold is not known"
+    )]
+    Unexplored(PathBuf),
     /// Its DMA would pass by the IOMMU.
     #[error("{0}: a function with a model cannot be behind `--iommu`")]
     Iommu(PciAddress),
@@ -106,7 +109,7 @@ impl ModelledFunction {
     ///
     /// # Errors
     ///
-    /// There is no such file, it holds no model, or an unsafe one.
+    /// There is no such file, it holds no model, an unsafe one, or one of more than [`STATES`] states.
     pub fn new(address: PciAddress, path: &Path) -> Result<Self, VpioError> {
         let file = |source| VpioError::File {
             path: path.to_owned(),
@@ -114,17 +117,24 @@ impl ModelledFunction {
         };
         let text = fs::read_to_string(path).map_err(file)?;
         let model = Model::parse(&path.display().to_string(), &text)?;
-        let mut findings = model.check(STATES).findings;
-        findings.retain(Finding::is_unsafe);
-        if findings.is_empty() {
-            let model = Arc::new(model);
-            return Ok(Self { address, model });
-        }
-        Err(VpioError::Unsafe {
-            path: path.to_owned(),
-            findings,
-        })
+        trusted(path, model.check(STATES))?;
+        let model = Arc::new(model);
+        Ok(Self { address, model })
     }
+}
+
+/// Whether a model may be used.
+fn trusted(path: &Path, report: Report) -> Result<(), VpioError> {
+    let (path, complete) = (path.to_owned(), report.complete);
+    let mut findings = report.findings;
+    findings.retain(Finding::is_unsafe);
+    if !findings.is_empty() {
+        return Err(VpioError::Unsafe { path, findings });
+    }
+    if !complete {
+        return Err(VpioError::Unexplored(path));
+    }
+    Ok(())
 }
 
 /// What a guest did with a function behind a model.
@@ -295,5 +305,28 @@ impl DenialSink for Denials {
             let why = format!("{function}: access to {offset:#x}: {denied}");
             self.stop.throw(Stop::Host(why));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vpio_model::models;
+
+    use super::*;
+
+    #[test]
+    fn a_model_is_used_if_all_of_it_is_known_to_be_safe() {
+        let judged = |text: &str, states| {
+            let model = Model::parse("m.vpio", text).unwrap();
+            trusted(Path::new("m.vpio"), model.check(states))
+        };
+        for (_, text) in models::ALL {
+            judged(text, STATES).unwrap();
+        }
+        let cut = judged(models::NE2000, 10).unwrap_err();
+        assert!(matches!(cut, VpioError::Unexplored(_)), "{cut}");
+        let check = "check rx_dma;";
+        let faulty = judged(&models::RTL8139.replace(check, ""), STATES).unwrap_err();
+        assert!(matches!(faulty, VpioError::Unsafe { .. }), "{faulty}");
     }
 }

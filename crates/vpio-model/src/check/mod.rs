@@ -47,6 +47,9 @@ pub struct Transition {
     pub event: String,
 }
 
+/// How many states of a part of a model to look into before it is used: many times those of the models that come with this crate.
+pub const STATES: usize = 100_000;
+
 /// Something that is wrong with a model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Args, Parser, Subcommand};
 use serde_json::json;
+use vpio_model::check::STATES;
 use vpio_model::engine::{At, Engine, Translation};
 use vpio_model::in_process::{Memory, Registers};
 use vpio_model::model::{Model, Sharing};
@@ -76,7 +77,7 @@ struct Source {
     /// The model.
     file: PathBuf,
     /// How many states of a part of the model to look into.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = STATES)]
     states: usize,
 }
 

@@ -63,6 +63,11 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         say(format_args!("unsafe: {finding}"));
     }
     ensure!(report.is_safe(), "the model is unsafe");
+    ensure!(
+        report.complete,
+        "a part of the model has more than {} states: what they hold is not known",
+        args.source.states
+    );
     let space = Groups::new(Sysfs::default(), None).container()?;
     let device = space.clone().open(args.function, None)?;
     let sharing = Sharing {
