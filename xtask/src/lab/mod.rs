@@ -19,6 +19,7 @@ pub mod vpio;
 pub mod xen;
 pub mod xen_disks;
 pub mod xen_guest;
+pub mod xen_peers;
 
 use std::time::Duration;
 
@@ -65,6 +66,8 @@ enum Scenario {
     Xen,
     /// Boot an unmodified Debian guest to which our VMM is Xen, with a disk of Xen's
     XenGuest,
+    /// Boot two Debian guests to which our VMM is Xen, which share pages and an event channel
+    XenPeers,
     /// Count what a Debian guest's requests take of a disk of Xen's, under our VMM and under QEMU, and of virtio's
     XenDisks,
     /// Fetch a Debian kernel and print the path of its image
@@ -105,6 +108,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Xen => run_xen(),
         Scenario::XenGuest => run_xen_guest(),
+        Scenario::XenPeers => run_xen_peers(),
         Scenario::XenDisks => run_xen_disks(),
         Scenario::Kernel(args) => print_kernel(args),
     }
@@ -189,6 +193,12 @@ fn run_xen() -> Result<()> {
 fn run_xen_guest() -> Result<()> {
     let (counts, attempt) = xen_guest::run(&Progress::new("xen guest"))?;
     println!("requests and hypercalls: {counts}, at attempt {attempt}");
+    Ok(())
+}
+
+fn run_xen_peers() -> Result<()> {
+    let attempt = xen_peers::run(&Progress::new("xen peers"))?;
+    println!("{} checks passed at attempt {attempt}", xen_peers::CHECKS);
     Ok(())
 }
 

@@ -14,7 +14,9 @@ use super::{Outcome, Session, Step};
 use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
-use crate::lab::{disk, programs, sriov, vfio, vhost, virtual_functions, vpio, xen, xen_guest};
+use crate::lab::{
+    disk, programs, sriov, vfio, vhost, virtual_functions, vpio, xen, xen_guest, xen_peers,
+};
 use crate::process::{self, quoted};
 use crate::workspace;
 
@@ -34,6 +36,7 @@ pub const SIDE_BY_SIDE: &[Step] = &[
         boots(session, &["--elf", "--transport", "pci-ports", "--reboot"])
     }),
     ("boot, xen", boot_xen),
+    ("boot, xen peers", boot_xen_peers),
     ("xen", on_xen),
     ("virtual functions of ours", our_virtual_functions),
     ("boot, kernel 6.1", |session| {
@@ -244,6 +247,20 @@ fn boot_xen(session: &Session) -> Result<Outcome> {
             ..Counts::default()
         },
         note: format!("requests and hypercalls: {counts}{}", at_attempt(attempt)),
+    })
+}
+
+fn boot_xen_peers(session: &Session) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let attempt = xen_peers::run(&session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: xen_peers::CHECKS,
+            ..Counts::default()
+        },
+        note: format!("two guests share pages{}", at_attempt(attempt)),
     })
 }
 

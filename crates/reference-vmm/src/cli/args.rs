@@ -112,6 +112,10 @@ pub(super) struct RunArgs {
     #[arg(long, conflicts_with = "iommu")]
     pub(super) xen: bool,
 
+    /// Socket at which the VMM of another guest with the same argument is met, whichever comes first: each of the two guests can map pages that the other grants to domain 2, and connect event channels to it. Each VMM maps the memory of both
+    #[arg(long, value_name = "SOCKET", requires = "xen")]
+    pub(super) xen_peer: Option<PathBuf>,
+
     /// Port by which the guest ends the machine: a VALUE written there makes the exit status VALUE * 2 + 1, modulo 256
     #[arg(long, value_name = "PORT", value_parser = port)]
     pub(super) debug_exit: Option<u16>,

@@ -215,6 +215,7 @@ impl Kept {
             xen: args.xen.then(|| XenDevices {
                 disks: xen_disks,
                 vifs: self.vifs.clone(),
+                peer: args.xen_peer.clone(),
             }),
             serial: Box::new(io::stdout()),
             debug_exit: args.debug_exit,

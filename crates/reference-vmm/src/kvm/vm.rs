@@ -6,11 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use grant_table::frame::Frame;
+use grant_table::guest::Access;
 use grant_table::spec::PAGE_SIZE;
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_PIT_SPEAKER_DUMMY,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
-    kvm_pit_config, kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MEM_READONLY,
+    KVM_PIT_SPEAKER_DUMMY, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    kvm_enable_cap, kvm_pit_config, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
@@ -76,7 +77,8 @@ impl Vm {
             Irqchip::Split => split_irqchip(&fd)?,
         }
         for (region, slot) in memory.iter().zip(0u32..) {
-            set_slot(&fd, Mapped::of(region)?, slot, Some(region.start_addr().0))?;
+            let at = Some(region.start_addr().0);
+            set_slot(&fd, Mapped::of(region)?, (slot, 0), at)?;
         }
         Ok(Self {
             fd: Arc::new(fd),
@@ -149,7 +151,30 @@ pub struct Window {
 impl Window {
     /// Shows the memory at this guest-physical address, or hides it. Returns when no vCPU accesses it any more, if it is hidden.
     pub fn show(&self, at: Option<u64>) -> Result<(), KvmError> {
-        set_slot(&self.fd, self.mapped, self.slot, at)
+        set_slot(&self.fd, self.mapped, (self.slot, 0), at)
+    }
+
+    /// Shows only the page of the memory that begins at the byte `offset`, at this guest-physical address. What the guest writes to one
+    /// that is read-only goes to the bus. Nothing of the memory may be shown yet.
+    ///
+    /// # Errors
+    ///
+    /// There is no such page, or KVM refuses the address.
+    pub fn show_page(&self, offset: usize, at: u64, access: Access) -> Result<(), KvmError> {
+        let end = offset.checked_add(PAGE_SIZE);
+        let inside = end.is_some_and(|end| end <= self.mapped.length);
+        if !inside || !offset.is_multiple_of(PAGE_SIZE) {
+            return Err(KvmError::NotMapped(offset as u64));
+        }
+        let page = Mapped {
+            host: self.mapped.host.saturating_add(offset),
+            length: PAGE_SIZE,
+        };
+        let flags = match access {
+            Access::ReadOnly => KVM_MEM_READONLY,
+            Access::ReadWrite => 0,
+        };
+        set_slot(&self.fd, page, (self.slot, flags), Some(at))
     }
 }
 
@@ -172,15 +197,20 @@ impl Mapped {
 }
 
 /// Makes `mapped` the memory of `slot` at this guest-physical address, or leaves the slot empty.
-fn set_slot(fd: &VmFd, mapped: Mapped, slot: u32, at: Option<u64>) -> Result<(), KvmError> {
+fn set_slot(
+    fd: &VmFd,
+    mapped: Mapped,
+    (slot, flags): (u32, u32),
+    at: Option<u64>,
+) -> Result<(), KvmError> {
     let slot = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags,
         guest_phys_addr: at.unwrap_or(0),
         memory_size: at.map_or(0, |_| mapped.length as u64),
         userspace_addr: mapped.host as u64,
     };
-    // SAFETY: the range is one whole mapping of the RAM or of a window, or a page. The VM can only use it while a vCPU runs, and each
+    // SAFETY: the range is one whole mapping of the RAM or of a window, or a page of one. The VM can only use it while a vCPU runs, and each
     // `Vcpu` keeps the RAM and all windows mapped. KVM refuses slots that overlap.
     unsafe { fd.set_user_memory_region(slot) }.map_err(KvmError::call("give the guest its memory"))
 }

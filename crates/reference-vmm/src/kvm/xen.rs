@@ -2,7 +2,7 @@
 //! `kvm-ioctls` has none of it.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use grant_table::frame::Frame;
@@ -20,7 +20,6 @@ use kvm_bindings::{
     kvm_xen_vcpu_attr, kvm_xen_vcpu_attr__bindgen_ty_1__bindgen_ty_2,
 };
 use vm_memory::{GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 use vmm_sys_util::signal::SIGRTMIN;
@@ -49,7 +48,7 @@ pub enum XenSend<'a> {
     /// The same port of a vCPU has an event.
     Ipi(u32),
     /// The eventfd is signalled.
-    Event(&'a EventFd),
+    Event(BorrowedFd<'a>),
 }
 
 /// Something that a vCPU has of Xen.

@@ -197,7 +197,9 @@ impl Machine {
                 return Err(VhostUserError::Iommu.into());
             }
         }
-        let memory = memory::map(&layout, shared || !config.peripherals.shared.is_empty())?;
+        let peer = config.xen.as_ref().is_some_and(|xen| xen.peer.is_some());
+        let shared = shared || peer || !config.peripherals.shared.is_empty();
+        let memory = memory::map(&layout, shared)?;
         let irqchip = config.iommu.map_or(Irqchip::Full, Iommu::irqchip);
         let vm = Vm::new(&kvm, memory.clone(), irqchip)?;
         let mut translation = config

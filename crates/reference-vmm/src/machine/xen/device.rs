@@ -91,7 +91,7 @@ impl Front<'_> {
     /// The event channel whose port it wrote, and whose events go to `wake`.
     pub(super) fn channel(&mut self, node: &str, wake: &Wake) -> Option<GuestChannel> {
         let port = Port(self.number(node)?);
-        GuestChannel::connect(self.host.clone(), Some(port), wake).ok()
+        GuestChannel::connect(self.host.clone(), HOST, Some(port), wake).ok()
     }
 
     /// The guest's pages for requests.

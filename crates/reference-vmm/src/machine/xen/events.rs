@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use grant_table::event::{Channel, Upcall};
-use grant_table::spec::event::{BindIpi, BindVirq, OnePort, Port, VCPU_VIRQS, op};
+use grant_table::spec::event::{BindInterdomain, BindIpi, BindVirq, OnePort, Port, VCPU_VIRQS, op};
 use grant_table::spec::{DomId, Errno};
 use kvm_bindings::kvm_msi;
 
 use super::hypercall::From;
-use super::{GUEST, Xen};
+use super::{GUEST, PEER, Xen};
 use crate::kvm::{Vm, XenSend, XenVcpu, ram_frame};
 use crate::machine::layout::LOCAL_APIC;
 
@@ -80,6 +80,14 @@ impl Xen {
                 from.guest.put(address, &bind)?;
                 self.tell(bind.port, Some(XenSend::Ipi(bind.vcpu)))?;
             }
+            op::BIND_INTERDOMAIN => {
+                let mut bind: BindInterdomain = from.guest.get(address)?;
+                bind.port = match (&self.peer, bind.remote) {
+                    (Some(peer), PEER) => peer.bind(&caller, bind.remote_port)?,
+                    (_, remote) => caller.bind_interdomain(remote, bind.remote_port)?,
+                };
+                from.guest.put(address, &bind)?;
+            }
             op::BIND_VIRQ => {
                 let mut bind: BindVirq = from.guest.get(address)?;
                 let vcpu = vcpu(bind.vcpu)?;
@@ -96,6 +104,9 @@ impl Xen {
                     self.set(from, vcpu, XenVcpu::Timer(0))?;
                 }
                 caller.close(close.port)?;
+                if let Some(peer) = &self.peer {
+                    peer.closed(close.port);
+                }
                 // KVM knows of some ports only.
                 let _known = self.tell(close.port, None);
             }

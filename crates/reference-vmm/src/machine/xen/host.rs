@@ -1,7 +1,8 @@
 //! Domain 0: what back ends need of the hypervisor.
 
-use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::fs::File;
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -10,8 +11,10 @@ use grant_table::event::{Channel, EventChannels, EventConfig};
 use grant_table::foreign::InProcess;
 use grant_table::frame::Frame;
 use grant_table::hypervisor::{DomainConfig, Hypervisor, Pages};
+use grant_table::spec::DomId;
 use grant_table::spec::event::{Port, TWO_LEVEL_PORTS};
-use vmm_sys_util::eventfd::EventFd;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
 
 use super::events::Dropped;
 use super::{GUEST, HOST, XenError};
@@ -75,20 +78,31 @@ impl Host {
     }
 }
 
-/// Wakes the thread of a back end: when the guest sends an event to it, and when it is to end.
+/// Wakes a thread: by the events of an eventfd, and when it is to end.
 pub(super) struct Wake {
-    kick: EventFd,
+    /// Reading it waits.
+    kick: File,
     /// The thread is to end.
     stopped: AtomicBool,
 }
 
 impl Wake {
     pub(super) fn new() -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self {
-            // Reading it waits.
-            kick: EventFd::new(0)?,
+        let kick = eventfd(0, EventfdFlags::CLOEXEC)?;
+        Ok(Self::of(File::from(kick)))
+    }
+
+    /// By the events of `kick`, an eventfd.
+    pub(super) fn of(kick: File) -> Arc<Self> {
+        Arc::new(Self {
+            kick,
             stopped: AtomicBool::new(false),
-        }))
+        })
+    }
+
+    /// Its eventfd.
+    pub(super) fn kick(&self) -> &File {
+        &self.kick
     }
 
     /// Whether the thread is to end.
@@ -96,11 +110,39 @@ impl Wake {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// Waits for the guest; false if the thread is to end.
+    /// Waits for an event; false if the thread is to end.
     pub(super) fn wait(&self) -> bool {
         // A signal may end it early, which does no harm.
-        let _count = self.kick.read();
+        let _count = (&self.kick).read(&mut [0; 8]);
         !self.is_stopped()
+    }
+
+    /// Waits until `other` can be read; false if the thread is to end before.
+    pub(super) fn wait_or(&self, other: &impl AsFd) -> io::Result<bool> {
+        loop {
+            if self.is_stopped() {
+                return Ok(false);
+            }
+            let mut both = [
+                PollFd::new(&self.kick, PollFlags::IN),
+                PollFd::new(other, PollFlags::IN),
+            ];
+            match poll(&mut both, None) {
+                Err(Errno::INTR) => continue,
+                waited => waited?,
+            };
+            let [kick, other] = both.map(|one| !one.revents().is_empty());
+            if kick {
+                self.wait();
+            } else if other {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// An event, as its eventfd has them.
+    fn signal(&self) -> io::Result<()> {
+        (&self.kick).write_all(&1u64.to_ne_bytes())
     }
 }
 
@@ -110,38 +152,56 @@ impl AsRawFd for Wake {
     }
 }
 
-/// An event channel to the guest.
+/// An event channel between the guest and a domain that is not.
 pub(super) struct GuestChannel {
     host: Arc<Host>,
+    domain: DomId,
     local: Port,
     remote: Port,
 }
 
 impl GuestChannel {
-    /// Connects to the guest's `remote`, or to a new port of the guest's, whose events go to `wake`.
-    pub(super) fn connect(host: Arc<Host>, remote: Option<Port>, wake: &Wake) -> io::Result<Self> {
+    /// Connects `domain` to the guest's `remote`, or to a new port of the guest's, whose events go to `wake`.
+    pub(super) fn connect(
+        host: Arc<Host>,
+        domain: DomId,
+        remote: Option<Port>,
+        wake: &Wake,
+    ) -> io::Result<Self> {
         let refused = |errno| io::Error::other(format!("the event channel: {errno}"));
-        let caller = host.events.caller(HOST).ok_or(io::ErrorKind::NotFound)?;
+        let caller = host.events.caller(domain).ok_or(io::ErrorKind::NotFound)?;
         let remote = match remote {
             Some(remote) => remote,
-            None => caller.alloc_unbound(GUEST, HOST).map_err(refused)?,
+            None => caller.alloc_unbound(GUEST, domain).map_err(refused)?,
         };
         let local = caller.bind_interdomain(GUEST, remote).map_err(refused)?;
-        let told = host
-            .vm
-            .set_xen_send(remote.0, Some(XenSend::Event(&wake.kick)));
-        if let Err(error) = told {
-            // The port was just bound.
-            let _closed = caller.close(local);
-            return Err(io::Error::other(error));
-        }
-        // What the guest sent before is not lost.
-        wake.kick.write(1)?;
-        Ok(Self {
+        Self::of(host, domain, (local, remote), wake)
+    }
+
+    /// The channel of two ports that are connected: `domain`'s, and the guest's, whose events go to `wake`. They are closed if that fails.
+    pub(super) fn of(
+        host: Arc<Host>,
+        domain: DomId,
+        (local, remote): (Port, Port),
+        wake: &Wake,
+    ) -> io::Result<Self> {
+        let channel = Self {
             host,
+            domain,
             local,
             remote,
-        })
+        };
+        let events = Some(XenSend::Event(wake.kick.as_fd()));
+        let told = channel.host.vm.set_xen_send(remote.0, events);
+        told.map_err(io::Error::other)?;
+        // What the guest sent before is not lost.
+        wake.signal()?;
+        Ok(channel)
+    }
+
+    /// The domain's port.
+    pub(super) fn local(&self) -> Port {
+        self.local
     }
 
     /// The guest's port.
@@ -151,7 +211,7 @@ impl GuestChannel {
 
     /// Tells the guest.
     pub(super) fn notify(&self) {
-        if let Some(caller) = self.host.events.caller(HOST) {
+        if let Some(caller) = self.host.events.caller(self.domain) {
             // The guest may have closed its end.
             let _sent = caller.send(self.local);
         }
@@ -160,15 +220,15 @@ impl GuestChannel {
 
 impl Drop for GuestChannel {
     fn drop(&mut self) {
-        let Some(caller) = self.host.events.caller(HOST) else {
+        let Some(caller) = self.host.events.caller(self.domain) else {
             return;
         };
-        let connected = Channel::Interdomain(HOST, self.local);
+        let connected = Channel::Interdomain(self.domain, self.local);
         if caller
             .status(GUEST, self.remote)
             .is_ok_and(|(channel, _)| channel == connected)
         {
-            // KVM knows it, as it was told.
+            // KVM knows it, if it could be told.
             let _told = self.host.vm.set_xen_send(self.remote.0, None);
         }
         // It was bound.
@@ -204,7 +264,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.wake.stopped.store(true, Ordering::Release);
         // The thread reads it, so that it does not overflow.
-        let _ = self.wake.kick.write(1);
+        let _ = self.wake.signal();
         // A thread that panicked has ended too.
         let _ended = self.thread.take().map(JoinHandle::join);
     }

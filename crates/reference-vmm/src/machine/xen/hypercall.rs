@@ -1,14 +1,16 @@
 //! The guest's hypercalls.
 
-use grant_table::hypervisor::Outcome;
+use grant_table::hypervisor::{Arguments as _, Outcome};
+use grant_table::spec::grant::{MapGrantRef, UnmapGrantRef, op};
 use grant_table::spec::{DomId, Errno};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::arguments::Virtual;
 use super::spec::{
     AddToPhysmap, FeatureInfo, HvmParam, RegisterVcpuInfo, RemoveFromPhysmap, UpcallVector,
     VERSION, call, hvm, memory, sched, vcpu, version,
 };
-use super::{GUEST, Xen};
+use super::{GUEST, PEER, Xen};
 use crate::kvm::{Hypercall, Vcpu, XenVcpu, ram_frame};
 use crate::machine::layout::XEN_STORE;
 use crate::machine::stop::{Crash, CrashCause, Stop};
@@ -40,6 +42,29 @@ fn number(argument: u64) -> Result<usize, Errno> {
 fn low(argument: u64) -> u32 {
     let [a, b, c, d, ..] = argument.to_le_bytes();
     u32::from_le_bytes([a, b, c, d])
+}
+
+/// Carries out operations whose arguments lie one after the other.
+fn each<T: FromBytes + IntoBytes + Immutable>(
+    from: From<'_>,
+    address: u64,
+    count: u32,
+    mut carry_out: impl FnMut(&mut T),
+) -> Result<i64, Errno> {
+    // Negative as `int`.
+    let count = i32::try_from(count).map_err(|_| Errno::Inval)?;
+    let mut at = address;
+    for _ in 0..count {
+        // Only because the machine stops: nobody sees the answer.
+        if from.guest.preempted() {
+            break;
+        }
+        let mut operation: T = from.guest.get(at)?;
+        carry_out(&mut operation);
+        from.guest.put(at, &operation)?;
+        at = at.checked_add(size_of::<T>() as u64).ok_or(Errno::Fault)?;
+    }
+    Ok(0)
 }
 
 impl Xen {
@@ -226,10 +251,30 @@ impl Xen {
         count: u32,
     ) -> Result<i64, Errno> {
         let caller = self.grants.caller(GUEST, from.index.into());
-        match caller
-            .ok_or(Errno::Srch)?
-            .grant_table_op(from.guest, command, address, count)
-        {
+        let caller = caller.ok_or(Errno::Srch)?;
+        if let Some(peer) = &self.peer {
+            // Most are of the other guest's pages, and each asks its VMM.
+            match command {
+                op::MAP => {
+                    return each(from, address, count, |op: &mut MapGrantRef| {
+                        match op.domain {
+                            PEER => peer.map(op),
+                            _ => caller.map(std::slice::from_mut(op)),
+                        }
+                    });
+                }
+                op::UNMAP => {
+                    return each(from, address, count, |op: &mut UnmapGrantRef| {
+                        match peer.has_mapped(op.handle) {
+                            true => peer.unmap(op),
+                            false => caller.unmap(std::slice::from_mut(op)),
+                        }
+                    });
+                }
+                _ => {}
+            }
+        }
+        match caller.grant_table_op(from.guest, command, address, count) {
             Outcome::Done(result) => Ok(result),
             // Only because the machine stops: nobody sees the answer.
             Outcome::Continue { .. } => Ok(0),

@@ -12,6 +12,7 @@ mod frames;
 mod host;
 mod hypercall;
 mod net;
+mod peer;
 mod platform;
 mod spec;
 mod store;
@@ -19,6 +20,7 @@ mod vcpus;
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use grant_table::event::{EventChannels, EventConfig};
@@ -43,6 +45,7 @@ use frames::Ram;
 use host::Host;
 use net::NetDevice;
 pub use net::Vif;
+use peer::Peer;
 use store::Store;
 use vcpus::Vcpus;
 
@@ -50,6 +53,8 @@ use vcpus::Vcpus;
 const GUEST: DomId = DomId(1);
 /// Everything that serves it.
 const HOST: DomId = DomId(0);
+/// The guest of another VMM, to which this one is the same.
+const PEER: DomId = DomId(2);
 
 /// What the guest has of Xen besides the hypervisor.
 #[derive(Default)]
@@ -58,6 +63,8 @@ pub struct XenDevices {
     pub disks: Vec<Disk>,
     /// Network devices.
     pub vifs: Vec<Vif>,
+    /// Where the VMM of a guest is met with which this one shares pages and event channels: domain 2 to it.
+    pub peer: Option<PathBuf>,
 }
 
 /// Why Xen could not be had.
@@ -75,6 +82,14 @@ pub enum XenError {
     /// The store has no thread, or no way to be told.
     #[error("xenstore: {0}")]
     Store(#[from] io::Error),
+    /// The other VMM cannot be met.
+    #[error("cannot meet another VMM at {}: {source}", path.display())]
+    Peer {
+        /// The socket.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
     /// A request that sets the store up.
     #[error("xenstore: {0} could not be written")]
     Node(String),
@@ -100,6 +115,7 @@ pub(crate) struct Xen {
     events: Arc<EventChannels>,
     shown: Mutex<Shown>,
     store: Store,
+    peer: Option<Peer>,
     images: Vec<Arc<FileDisk>>,
 }
 
@@ -124,7 +140,7 @@ impl Xen {
             .create(GUEST, config, Ram(memory.clone()))
             .map_err(XenError::from)?;
         let events = Arc::new(EventChannels::new());
-        let XenDevices { disks, vifs } = devices;
+        let XenDevices { disks, vifs, peer } = devices;
         let disks: Vec<_> = disks
             .into_iter()
             .zip(0..)
@@ -146,6 +162,9 @@ impl Xen {
             .map(|((handle, back_end), number)| Device::new(number, handle, back_end))
             .collect();
         let host = Host::new(vm.clone(), events.clone(), grants.clone(), devices.len())?;
+        let peer = peer
+            .map(|path| Peer::new(host.clone(), &path))
+            .transpose()?;
         let page = Frame::allocate();
         vm.frame_window(page.clone()).show(Some(XEN_STORE))?;
         Ok(Arc::new(Self {
@@ -156,6 +175,7 @@ impl Xen {
             upcalls: Upcalls::new(vm.clone(), vcpus),
             grants,
             store: Store::new(page, host, devices)?,
+            peer,
             images,
             events,
             shown: Mutex::default(),
@@ -179,6 +199,9 @@ impl Xen {
     /// Ends what serves the guest, when it has stopped, and brings what that wrote to stable storage.
     pub(super) fn stop(&self) -> io::Result<()> {
         self.store.stop();
+        if let Some(peer) = &self.peer {
+            peer.stop();
+        }
         self.images.iter().try_for_each(|image| image.flush())
     }
 

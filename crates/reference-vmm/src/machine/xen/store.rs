@@ -61,7 +61,7 @@ impl Store {
             return Ok(());
         };
         let wake = Wake::new()?;
-        let channel = GuestChannel::connect(self.host.clone(), None, &wake)?;
+        let channel = GuestChannel::connect(self.host.clone(), HOST, None, &wake)?;
         let port = channel.remote().0;
         let mut connection = Connection::new(GUEST, self.page.clone());
         let host = self.host.clone();
