@@ -12,7 +12,7 @@ truncate -s 32M "$WORK/disk.img"
 check "make the disk" mkfs.ext4 -q -F -d "$WORK/root" "$WORK/disk.img"
 connect_network
 {
-    timeout -k 5 200 sh -c "exec $VMM --disk $ROOT,pv=xen --disk $WORK/disk.img,pv=xen --net tap=$TAP,pv=xen --report /job/exits.json" </dev/null 2>&1
+    timeout -k 5 320 sh -c "exec $VMM --disk $ROOT,pv=xen --disk $WORK/disk.img,pv=xen --net tap=$TAP,pv=xen --report /job/exits.json" </dev/null 2>&1
     echo "host: vmm status: $?"
 } | tee /job/guest.log
 check "the VMM ended" grep -q "host: vmm status: 0" /job/guest.log

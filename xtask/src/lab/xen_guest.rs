@@ -98,7 +98,7 @@ pub fn run(progress: &Progress) -> Result<(String, u32)> {
         quote(&image)
     );
     attempts("xen guest", || {
-        let host = Host::new("xen-guest", Duration::from_secs(260));
+        let host = Host::new("xen-guest", Duration::from_secs(400));
         let finished = host.run(host.folder()?, &script, progress)?;
         reported(&finished, &EXPECTED, LAST_WORDS, 1)?;
         let mut lines = finished.output.lines();
