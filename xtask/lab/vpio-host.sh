@@ -7,17 +7,7 @@
 # MODELS  the folder with the models
 # WORK    a folder for what is not kept
 set -u
-devices=/sys/bus/pci/devices
 mkdir -p "$WORK/www"
-# named ID: the function with this vendor and device that is behind a root port.
-named() {
-    for device in "$devices"/*; do
-        case $(basename "$device") in
-        0000:00:*) ;;
-        *) [ "$(cat "$device/vendor" "$device/device" | xargs)" = "$1" ] && basename "$device" ;;
-        esac
-    done
-}
 ne2000=$(named "0x10ec 0x8029")
 rtl8139=$(named "0x10ec 0x8139")
 e1000=$(named "0x8086 0x100e")

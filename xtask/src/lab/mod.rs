@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod kernel_source;
 pub mod programs;
 pub mod root_disk;
+pub mod shared;
 pub mod sriov;
 pub mod vfio;
 pub mod vhost;
@@ -60,6 +61,8 @@ enum Scenario {
     Disk,
     /// Give old network cards and an AHCI controller to a Debian guest, which drives them as far as models allow
     Models,
+    /// Let two Debian guests have an old network card by turns, downloading at once
+    Shared,
     /// Let a Debian guest enable virtual functions of our network card, drive them, and give one to user space
     VirtualFunctions,
     /// Boot a real Xen, whose domain 0 runs grant-table's conformance suite and has a disk from its back end
@@ -105,6 +108,7 @@ pub fn run(args: &LabArgs) -> Result<()> {
         Scenario::Vfio => run_vfio(),
         Scenario::Disk => run_disk(),
         Scenario::Models => run_models(),
+        Scenario::Shared => run_shared(),
         Scenario::VirtualFunctions => run_virtual_functions(),
         Scenario::Xen => run_xen(),
         Scenario::XenGuest => run_xen_guest(),
@@ -172,6 +176,12 @@ fn run_models() -> Result<()> {
     for used in used {
         println!("{used}");
     }
+    Ok(())
+}
+
+fn run_shared() -> Result<()> {
+    let turns = shared::run(&shared::NE2000, &Progress::new("shared"))?;
+    println!("{turns}");
     Ok(())
 }
 

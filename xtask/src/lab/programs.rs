@@ -14,6 +14,22 @@ pub fn reference_vmm() -> Result<PathBuf> {
     Ok(workspace::target()?.join("release/reference-vmm"))
 }
 
+/// Builds the program `vpio`, in release, and returns its path.
+pub fn vpio() -> Result<PathBuf> {
+    let build = [
+        "build",
+        "--release",
+        "-p",
+        "vpio-model",
+        "--features",
+        "bin",
+        "--bin",
+        "vpio",
+    ];
+    process::run_quietly(workspace::cargo()?.args(build))?;
+    Ok(workspace::target()?.join("release/vpio"))
+}
+
 /// Builds the program `sriov` and returns its path.
 pub fn sriov() -> Result<PathBuf> {
     let build = [

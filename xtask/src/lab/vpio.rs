@@ -20,6 +20,7 @@ use crate::workspace;
 
 const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/behind-ports.sh"),
     include_str!("../../lab/vpio-host.sh")
 );
 const PHASES_SCRIPT: &str = concat!(
@@ -246,33 +247,37 @@ fn hardware(folder: &Path) -> Result<Vec<String>> {
     let image = folder.join("disk.img");
     fs::File::create(&image)?.set_len(SIZE)?;
     let image = image.to_string_lossy().replace(',', ",,");
-    let mut arguments = vec!["intel-iommu,intremap=on,caching-mode=on,aw-bits=48".to_owned()];
-    let mut networks = Vec::new();
-    for (device, number) in DEVICES.iter().chain(&["e1000e"]).zip(0..) {
-        arguments.push(format!(
-            "pcie-root-port,id=rp{number},chassis={}",
-            number + 1
-        ));
-        let network = !device.starts_with("ich9");
-        let cable = if network {
-            networks.push(format!("hubport,id=n{number},hubid=0"));
-            format!(",netdev=n{number},mac=52:54:00:12:34:5{number}")
-        } else {
-            String::new()
-        };
-        arguments.push(format!("{device},bus=rp{number}{cable}"));
+    let mut hardware = vec![
+        "-drive".to_owned(),
+        format!("file={image},format=raw,if=none,id=image"),
+    ];
+    hardware.extend(behind_ports(&DEVICES));
+    hardware.extend(["-device", "ide-hd,bus=disks.0,drive=image"].map(str::to_owned));
+    Ok(hardware)
+}
+
+/// An IOMMU, each of `devices` behind a root port, and a network card of the host's own behind the last one; all network cards are at one
+/// cable.
+pub fn behind_ports(devices: &[&str]) -> Vec<String> {
+    let mut words = vec![
+        "-device".to_owned(),
+        "intel-iommu,intremap=on,caching-mode=on,aw-bits=48".to_owned(),
+    ];
+    for (device, number) in devices.iter().chain(&["e1000e"]).zip(0..) {
+        let mut add = |option: &str, value| words.extend([option.to_owned(), value]);
+        let chassis = number + 1;
+        add(
+            "-device",
+            format!("pcie-root-port,id=rp{number},chassis={chassis}"),
+        );
+        let mut cable = String::new();
+        if !device.starts_with("ich9") {
+            add("-netdev", format!("hubport,id=n{number},hubid=0"));
+            cable = format!(",netdev=n{number},mac=52:54:00:12:34:5{number}");
+        }
+        add("-device", format!("{device},bus=rp{number}{cable}"));
     }
-    arguments.push("ide-hd,bus=disks.0,drive=image".to_owned());
-    let drive = format!("file={image},format=raw,if=none,id=image");
-    let networks = networks.into_iter().map(|network| ("-netdev", network));
-    let arguments = arguments.into_iter().map(|device| ("-device", device));
-    let all = [("-drive", drive)]
-        .into_iter()
-        .chain(networks)
-        .chain(arguments);
-    Ok(all
-        .flat_map(|(option, value)| [option.to_owned(), value])
-        .collect())
+    words
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::lab::attempts::attempts;
 use crate::lab::boot::{self, BootArgs};
 use crate::lab::host::Host;
 use crate::lab::{
-    disk, programs, sriov, vfio, vhost, virtual_functions, vpio, xen, xen_guest, xen_peers,
+    disk, programs, shared, sriov, vfio, vhost, virtual_functions, vpio, xen, xen_guest, xen_peers,
 };
 use crate::process::{self, quoted};
 use crate::workspace;
@@ -26,6 +26,9 @@ pub const ALONE: &[Step] = &[("kvm, this machine", kvm_here), ("vhost-user", vho
 /// In an emulated host each; the longest first, so that all hosts are busy to the end.
 pub const SIDE_BY_SIDE: &[Step] = &[
     ("models", models),
+    ("shared ne2000", |session| {
+        shared_card(session, &shared::NE2000)
+    }),
     ("assigned function", assigned_function),
     ("kvm, lab", kvm_in_the_lab),
     ("assigned disk", assigned_disk),
@@ -233,6 +236,20 @@ fn models(session: &Session) -> Result<Outcome> {
             ..Counts::default()
         },
         note: format!("{}{}", used.join("; "), at_attempt(attempt)),
+    })
+}
+
+fn shared_card(session: &Session, card: &shared::Card) -> Result<Outcome> {
+    if let Some(skipped) = unavailable(session)? {
+        return Ok(skipped);
+    }
+    let turns = shared::run(card, &session.progress)?;
+    Ok(Outcome {
+        counts: Counts {
+            passed: shared::CHECKS,
+            ..Counts::default()
+        },
+        note: turns.to_string(),
     })
 }
 
