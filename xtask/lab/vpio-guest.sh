@@ -3,8 +3,8 @@
 # host is 192.168.81.1 to the first card, .82.1 and .83.1 to the others.
 #
 # On the command line: the checksums of what is downloaded, lab.small= and lab.large=; with lab.phase= the first card does nothing but
-# this (none, session, small or large) after it was found to answer; or lab.hostile, for a guest that has no drivers and the memory from
-# 128 MiB on to itself.
+# this (none, session, small or large) after it was found to answer; or lab.hostile, for a guest whose program `hostile` has the
+# devices and the memory from 128 MiB on to itself, and reads lab.control.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -21,63 +21,8 @@ check() { # check WHAT COMMAND…
     fi
 }
 sum() { sha256sum | cut -c1-64; }
-devices=/sys/bus/pci/devices
-# named ID: the function with this vendor and device.
-named() {
-    for device in "$devices"/*; do
-        [ "$(cat "$device/vendor" "$device/device" | xargs)" = "$1" ] && echo "$device"
-    done
-}
-# bar FUNCTION N: where a BAR is.
-bar() { sed -n "$(($2 + 1))s/ .*//p" "$1/resource"; }
-
 if grep -q lab.hostile /proc/cmdline; then
-    ring=0x8000000
-    outside=0x70000000
-    # Lets it decode its BARs and master the bus.
-    enable() {
-        echo 1 >"$1/enable"
-        printf '\007\000' | dd of="$1/config" bs=1 seek=4 conv=notrunc 2>/dev/null
-    }
-    # descriptors FIRST SECOND THIRD FOURTH: one, in memory.
-    descriptor() {
-        for word in "$@"; do
-            devmem $((ring + at)) 32 $((word))
-            at=$((at + 4))
-        done
-    }
-    card=$(named "0x10ec 0x8139")
-    enable "$card"
-    regs=$(bar "$card" 1)
-    at=0
-    descriptor 0xf0000040 0 $outside 0
-    devmem $((regs + 0x37)) 8 0x10
-    devmem $((regs + 0xe0)) 16 3
-    devmem $((regs + 0x20)) 32 $ring
-    devmem $((regs + 0x24)) 32 0
-    devmem $((regs + 0x37)) 8 4
-    devmem $((regs + 0xd9)) 8 0x40
-
-    card=$(named "0x8086 0x100e")
-    enable "$card"
-    regs=$(bar "$card" 0)
-    at=0
-    descriptor $outside 0 0x0b000040 0
-    devmem $((regs + 0x3800)) 32 $ring
-    devmem $((regs + 0x3804)) 32 0
-    devmem $((regs + 0x3808)) 32 128
-    devmem $((regs + 0x0400)) 32 2
-    # A part of a register is none.
-    devmem $((regs + 0x3818)) 8 1
-    devmem $((regs + 0x3818)) 32 1
-
-    card=$(named "0x8086 0x2922")
-    enable "$card"
-    regs=$(bar "$card" 5)
-    devmem $((regs + 4)) 32 0x80000000
-    devmem $((regs + 0x108)) 32 $outside
-    devmem $((regs + 0x10c)) 32 0
-    devmem $((regs + 0x118)) 32 0x16
+    hostile
     sleep 1
     echo "guest: done"
     poweroff -f
