@@ -241,6 +241,22 @@ fn a_card_that_takes_slots_in_turn_comes_back_at_the_right_one() {
     assert_eq!(f.arbiter.counts().forced, 0);
 }
 
+/// An RTL8139's EEPROM is read bit by bit: what was asked is in the card only.
+#[test]
+fn a_driver_that_reads_the_eeprom_keeps_the_card() {
+    let mut f: Fixture<Slots> = fixture(models::RTL8139, InputPolicy::Drop);
+    f.card.reset();
+    // Selected, and a bit of the question.
+    assert!(f.write(0, 0x50, 1, 0x88) && f.write(0, 0x50, 1, 0x8e));
+    f.pass(10);
+    assert!(!f.write(1, 0x44, 4, 0xf));
+    assert!(f.write(0, 0x50, 1, 0x88));
+    assert_eq!(f.arbiter.owner(), Some(f.guests[0]));
+    assert!(f.write(0, 0x50, 1, 0), "the EEPROM has answered");
+    assert_eq!(f.arbiter.owner(), Some(f.guests[1]));
+    assert_eq!(f.arbiter.counts().forced, 0);
+}
+
 /// What is in an NE2000's memory and is to be sent would be lost, and so would be the interrupt that a driver has masked meanwhile.
 #[test]
 fn a_driver_that_sends_keeps_the_card() {
