@@ -5,6 +5,11 @@
 //!
 //! Names and numbers: include/uapi/linux/if_packet.h and if_ether.h, RFC 826, RFC 791.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "sizes and offsets of this program's own; a panic ends it, and its check fails"
+)]
+
 use std::ffi::{c_int, c_void};
 use std::fs;
 use std::io::{self, ErrorKind};

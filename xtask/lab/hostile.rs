@@ -7,6 +7,12 @@
 //! Registers: Realtek RTL8139C+ data sheet, sections 5 and 6; Intel's manual of the 82540EM, sections 3 and 13; Serial ATA AHCI 1.3.1,
 //! sections 3 and 4, and 10.14 for index and data.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "sizes and offsets of this program's own; a panic ends it, and its check fails"
+)]
+
 use std::arch::asm;
 use std::ffi::{c_int, c_void};
 use std::fs::{self, OpenOptions};

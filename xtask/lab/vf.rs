@@ -3,6 +3,12 @@
 //!
 //! Names and numbers: include/uapi/linux/vfio.h, virtio 1.3 §2.7, §4.1 and §5.1, RFC 826.
 
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    reason = "sizes and offsets of this program's own; a panic ends it, and its check fails"
+)]
+
 use std::ffi::{c_int, c_ulong};
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -336,7 +342,9 @@ fn request(mac: [u8; 6]) -> Vec<u8> {
 /// Whether the host says that it has it.
 fn is_answer(frame: &[u8], mac: [u8; 6]) -> bool {
     let part = |range: std::ops::Range<usize>| {
-        frame.get(range.start + HEADER..range.end + HEADER).unwrap_or_default()
+        frame
+            .get(range.start + HEADER..range.end + HEADER)
+            .unwrap_or_default()
     };
     part(0..6) == mac && part(12..14) == [8, 6] && part(20..22) == [0, 2] && part(28..32) == HOST
 }
@@ -363,10 +371,7 @@ fn main() -> io::Result<()> {
     let features = function.features()?;
     println!("guest: vf offers {features:#x}");
     let wanted = MAC | VERSION_1 | ACCESS_PLATFORM;
-    report(
-        "features",
-        features & (wanted | SR_IOV) == wanted,
-    );
+    report("features", features & (wanted | SR_IOV) == wanted);
     let own = function.read(function.own, 6)?.to_le_bytes();
     report("address", own.starts_with(&mac));
 
