@@ -197,3 +197,24 @@ fn the_graph_has_every_state() {
         "{graph}"
     );
 }
+
+/// Machines that differ in their index alone are one row; each state and each arrow of it is there once.
+#[test]
+fn the_drawing_has_every_state_and_arrow() {
+    let text = "model \"drawn\"; space regs: port size 8;
+        for n in 0..2 {
+            machine m[n] { off, slow, fast }
+            register GO[n] = regs[n]:1;
+            on write GO[n] { if value == 0 { m[n] -> off; } else if value == 1 { m[n] -> slow; } else { m[n] -> fast; } }
+        }
+        reusable when m[0] is off && m[1] is off;";
+    let model = parse(text);
+    let svg = model.svg(&model.check(STATES));
+    let count = |what: &str| svg.matches(what).count();
+    assert_eq!(count("font-weight=\"bold\">m[n]<"), 1, "{svg}");
+    for state in ["off", "slow", "fast"] {
+        assert_eq!(count(&format!(">{state}</text>")), 1, "{svg}");
+    }
+    assert_eq!(count("marker-end"), 6, "{svg}");
+    assert_eq!(count(">write GO[n]</text>"), 6, "{svg}");
+}

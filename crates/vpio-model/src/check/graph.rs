@@ -7,9 +7,11 @@ use super::{Report, Transition};
 use crate::model::Model;
 
 /// Sizes of the drawing, in pixels.
-const ROW: usize = 170;
-const STEP: usize = 300;
-const MARGIN: usize = 110;
+const ROW: i64 = 170;
+const STEP: i64 = 300;
+/// How much farther an arrow bends away from the states for each one that it passes, clear of what is written at the others.
+const BEND: i64 = 120;
+const MARGIN: i64 = 110;
 
 impl Model {
     /// The machines' transitions as a graph for Graphviz.
@@ -63,18 +65,26 @@ impl Model {
         for machine in &self.machines {
             rows.insert(family(&machine.name), &machine.states);
         }
-        let most = rows.values().map(|states| states.len()).max().unwrap_or(1);
-        let (width, height) = (2 * MARGIN + (most.max(1) - 1) * STEP, rows.len() * ROW);
+        let count = |states: &[String]| {
+            i64::try_from(states.len())
+                .unwrap_or(i64::MAX / STEP)
+                .max(1)
+        };
+        let height = |states: &[String]| ROW + (count(states) - 2).max(0) * BEND;
+        let most = rows.values().map(|states| count(states)).max().unwrap_or(1);
+        let whole: i64 = rows.values().map(|states| height(states)).sum();
+        let width = 2 * MARGIN + (most - 1) * STEP;
         let mut svg = format!(
-            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"13\" \
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {whole}\" font-family=\"sans-serif\" font-size=\"13\" \
              text-anchor=\"middle\">\n<defs><marker id=\"end\" viewBox=\"0 0 8 8\" refX=\"8\" refY=\"4\" markerWidth=\"8\" \
              markerHeight=\"8\" orient=\"auto\"><path d=\"M0 0 8 4 0 8z\"/></marker></defs>\n"
         );
-        for ((name, states), row) in rows.iter().zip(0..) {
-            let middle = row * ROW + ROW / 2;
+        let mut top = 0;
+        for (name, states) in &rows {
+            let middle = top + height(states) / 2;
             svg += &format!(
                 "<text x=\"8\" y=\"{}\" text-anchor=\"start\" font-weight=\"bold\">{name}</text>\n",
-                row * ROW + 20
+                top + 20
             );
             for (state, at) in states.iter().zip(0..) {
                 let x = MARGIN + at * STEP;
@@ -90,6 +100,7 @@ impl Model {
             for ((from, to), events) in self.edges(report, name, states) {
                 svg += &edge(middle, from, to, &events);
             }
+            top += height(states);
         }
         svg + "</svg>\n"
     }
@@ -100,10 +111,13 @@ impl Model {
         report: &Report,
         name: &str,
         states: &[String],
-    ) -> BTreeMap<(usize, usize), BTreeSet<String>> {
-        let mut edges: BTreeMap<(usize, usize), BTreeSet<String>> = BTreeMap::new();
+    ) -> BTreeMap<(i64, i64), BTreeSet<String>> {
+        let mut edges: BTreeMap<(i64, i64), BTreeSet<String>> = BTreeMap::new();
         for transition in &report.transitions {
-            let position = |state: &String| states.iter().position(|known| known == state);
+            let position = |state: &String| {
+                let mut states = states.iter().zip(0..);
+                states.find(|(known, _)| *known == state).map(|(_, at)| at)
+            };
             if family(&transition.machine) == name
                 && let (Some(from), Some(to)) =
                     (position(&transition.from), position(&transition.to))
@@ -127,10 +141,10 @@ fn family(name: &str) -> String {
 }
 
 /// An arrow, above the states if it leads to the right and below if it leads back, and what it is for.
-fn edge(middle: usize, from: usize, to: usize, events: &BTreeSet<String>) -> String {
+fn edge(middle: i64, from: i64, to: i64, events: &BTreeSet<String>) -> String {
     let (left, right) = (from.min(to), from.max(to));
     let centre = MARGIN + (left + right) * STEP / 2;
-    let far = 30 * (right - left);
+    let far = 30 + BEND * (right - left - 1).max(0);
     let (near, control, label) = if from < to {
         (middle - 19, middle - 19 - far, middle - 24 - far / 2)
     } else {
