@@ -1,5 +1,5 @@
 //! What models of devices have to see, take and cost, beside the figures of "Virtual Passthrough I/O" (Xia, Lange and Dinda, WIOV'08); and
-//! their state machines, drawn.
+//! their state machines, drawn, with their hooks.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -108,7 +108,7 @@ struct Figures {
     sizes: Vec<Size>,
 }
 
-/// Measures, and writes the book's page and its drawings.
+/// Measures, and writes the book's page, and what the pages of the models show.
 pub fn measure(progress: &Progress) -> Result<Section> {
     let sizes = MODELS.iter().map(Size::count).collect::<Result<_>>()?;
     let (updates, unhooked) = costs(progress)?;
@@ -129,22 +129,29 @@ pub fn measure(progress: &Progress) -> Result<Section> {
     let text = figures.to_string();
     let book = workspace::root()?.join("docs/src");
     let mut page = text.replacen("## ", "# ", 1).replace("\n### ", "\n## ");
-    page.push_str(DRAWINGS);
+    page.push_str(MACHINES);
     for Known { file, device, .. } in &MODELS {
-        let mut vpio = workspace::cargo()?;
-        vpio.args(["run", "--quiet", "--release", "-p", "vpio-model"]);
-        vpio.args(["--features", "bin", "--bin", "vpio", "--"]);
-        let drawing = process::output(vpio.args(["graph", "--svg"]).arg(model(file)?))?;
-        fs::write(book.join(format!("figures/model-{file}.svg")), drawing)?;
-        page += &format!("\n### {device}\n\n![The states of {device}](figures/model-{file}.svg)\n");
+        for (args, to) in [
+            (&["graph", "--svg"][..], format!("figures/model-{file}.svg")),
+            (&["hooks"][..], format!("models/{file}.hooks")),
+        ] {
+            let mut vpio = workspace::cargo()?;
+            vpio.args(["run", "--quiet", "--release", "-p", "vpio-model"]);
+            vpio.args(["--features", "bin", "--bin", "vpio", "--"]);
+            fs::write(
+                book.join(to),
+                process::output(vpio.args(args).arg(model(file)?))?,
+            )?;
+        }
+        page += &format!("- [{device}](models/{file}.md)\n");
     }
     fs::write(book.join("models.md"), page)?;
     Section::new(&figures, text)
 }
 
-const DRAWINGS: &str = "\n## The machines of the models\n\n\
-    As `vpio graph --svg FILE` draws them, with all that the checker found to lead from one state to another. A machine that a device has \
-    several times is drawn once. What else a model remembers, such as addresses and lengths, is not shown.\n";
+const MACHINES: &str = "\n## What models know\n\n\
+    For each model a page: its states, as `vpio graph --svg FILE` draws them with all that the checker found to lead from one to another; why it \
+    is safe; and which accesses it has to see, as `vpio hooks FILE` tells.\n\n";
 
 fn model(file: &str) -> Result<std::path::PathBuf> {
     let models = workspace::root()?.join("crates/vpio-model/models");
