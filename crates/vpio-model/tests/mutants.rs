@@ -15,7 +15,8 @@ use vpio_model::models;
 const STATES: usize = 20_000;
 
 /// Whether everything comes out as the program says: what a guest and its device do. Numbers are hexadecimal. `w [SPACE:]OFFSET.WIDTH VALUE`
-/// is a write that is allowed, `d` one that is denied, `r` a read that gives the value, `s OFFSET VALUE` what the device shows from now on.
+/// is a write that is allowed, `d` one that is denied, `r` a read that gives the value, `s OFFSET VALUE` what the device shows from now on,
+/// `c VARIABLE VALUE` a context in which a variable is another, which is not replayed.
 fn holds(model: &Arc<Model>, program: &str) -> bool {
     let hex = |text: &str| u64::from_str_radix(text, 16).unwrap();
     let mut machine = Machine::of(model.clone());
@@ -26,6 +27,11 @@ fn holds(model: &Arc<Model>, program: &str) -> bool {
             words.next().unwrap(),
             hex(words.next().unwrap()),
         );
+        if what == "c" {
+            let mut context = machine.device.suspend().unwrap();
+            context.variables.insert(place.to_owned(), value);
+            return machine.device.resume(&context).is_err();
+        }
         let (space, place) = place.split_once(':').unwrap_or(("0", place));
         let (offset, width) = place.split_once('.').unwrap_or((place, "4"));
         let at = At {
@@ -103,6 +109,7 @@ fn of_rtl8139() {
         models::RTL8139,
         &[
             "w 30.4 1000; d 37.1 18",
+            "w 30.4 1000; w 37.1 8; c rbstart ffff0000",
             "d 10.4 3c",
             "w 20.4 1000; w 10.4 3c; s 10 3c; d 10.4 3c; d 20.4 2000",
             "w 20.4 1000; r 20.4 1000; w 30.4 2000; r 30.4 2000",

@@ -315,8 +315,9 @@ fn a_guest_that_dies_in_a_transfer_leaves_the_device_to_the_others() {
     assert!(house.card.0.resets() > resets);
     assert_eq!(house.card.register(TSAD), 0);
     let mappings = house.space.mappings();
-    assert_eq!(mappings.len(), 1, "of the dead guest nothing is mapped");
-    assert_eq!(mappings[0].0, u64::from(APART));
+    assert_eq!(mappings.len(), 2, "of the dead guest nothing is mapped");
+    let apart = mappings.iter().all(|place| place.0 >= u64::from(APART));
+    assert!(apart, "memory and copies are the other's");
     // Whoever comes next has its addresses.
     let third = house.guest();
     drop(other);

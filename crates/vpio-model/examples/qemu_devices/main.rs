@@ -1,10 +1,13 @@
 //! Random driver programs, through a model, on the device as QEMU has it (qtest): what the model believes is compared with what the
 //! device shows after each access. Most programs are hostile; memory around the guest's must stay as it is. Where a program leaves the
-//! device reusable, another one gets the context, and the comparison is made there.
+//! device reusable, another one gets the context, and the comparison is made there. Half of the RTL8139's programs are a driver that receives,
+//! and goes on receiving on the other card.
 //!
 //! `qemu_devices [PROGRAMS [SEED]]`, 200 programs for each device from seed 1 unless told otherwise.
 
 #![expect(clippy::unwrap_used, reason = "a test program")]
+
+mod rtl8139;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -184,6 +187,17 @@ struct Target {
     bar: u32,
     port: bool,
     compare: fn(&Device, &Qemu, &mut Pairs),
+    driver: Option<Driver>,
+}
+
+/// A driver that means well. Half of a device's programs are its.
+struct Driver {
+    /// Uses a device that was just reset, and returns what it did.
+    start: fn(&mut Device, &mut fastrand::Rng) -> String,
+    /// What the device shows, which is the same where the driver goes on.
+    shown: fn(&Qemu) -> Vec<(&'static str, u64)>,
+    /// Goes on, on a device like the one that it had.
+    go_on: fn(&mut Device, &mut Pairs),
 }
 
 fn variable(device: &Device, name: &str) -> u64 {
@@ -224,6 +238,7 @@ const TARGETS: [Target; 7] = [
                 }
             }
         },
+        driver: None,
     },
     Target {
         device: "rtl8139",
@@ -263,6 +278,7 @@ const TARGETS: [Target; 7] = [
                 }
             }
         },
+        driver: Some(rtl8139::DRIVER),
     },
     Target {
         device: "rtl8139",
@@ -288,6 +304,7 @@ const TARGETS: [Target; 7] = [
                 );
             }
         },
+        driver: None,
     },
     Target {
         device: "e1000",
@@ -315,6 +332,7 @@ const TARGETS: [Target; 7] = [
             inside("tdba is a shadow", 0x3800);
             inside("rdba is a shadow", 0x2800);
         },
+        driver: None,
     },
     Target {
         device: "ich9-ahci",
@@ -338,6 +356,7 @@ const TARGETS: [Target; 7] = [
                 pair("clb is a shadow", 1, shadow.into());
             }
         },
+        driver: None,
     },
     Target {
         device: "piix3-ide",
@@ -353,13 +372,15 @@ const TARGETS: [Target; 7] = [
                 pairs.push(("prdt is a shadow".into(), 1, shadow.into()));
             }
         },
+        driver: None,
     },
     Target {
         device: "edu",
-        model: include_str!("edu.vpio"),
+        model: include_str!("../edu.vpio"),
         bar: 0,
         port: false,
         compare: edu,
+        driver: None,
     },
 ];
 
@@ -433,7 +454,12 @@ fn program(
     let qemu = Arc::new(Qemu::start(target)?);
     let mut device = Passthrough::new(Engine::new(model.clone(), qemu.clone()), qemu.clone());
     let mut log = String::new();
-    for _ in 0..LENGTH {
+    let driver = target.driver.as_ref().filter(|_| random.bool());
+    if let Some(driver) = driver {
+        log = (driver.start)(&mut device, random);
+    }
+    let length = if driver.is_some() { 0 } else { LENGTH };
+    for _ in 0..length {
         let which = usize::try_from(random.u64(..hooks.len() as u64)).unwrap();
         let Some(hook) = hooks.get(which) else {
             continue;
@@ -460,6 +486,7 @@ fn program(
         let entry = results.disagreements.entry("memory of others".to_owned());
         entry.or_insert((0, log.clone())).0 += 1;
     }
+    let left = driver.map_or(Vec::new(), |driver| (driver.shown)(&qemu));
     if device.is_reusable()
         && let Ok(state) = device.suspend()
     {
@@ -469,6 +496,11 @@ fn program(
         let resumed = u64::from(there.resume(&state).is_ok());
         let mut pairs = Pairs::from([("resumed".into(), 1, resumed)]);
         (target.compare)(&there, &other, &mut pairs);
+        if let Some(driver) = driver {
+            let shown = left.into_iter().zip((driver.shown)(&other));
+            pairs.extend(shown.map(|((what, here), (_, there))| (what.into(), here, there)));
+            (driver.go_on)(&mut there, &mut pairs);
+        }
         results.compare("replayed ", pairs, &log);
         results.replayed += 1;
         results.operations += other.qemu.lock().unwrap().commands();
