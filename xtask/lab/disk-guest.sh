@@ -1,22 +1,8 @@
-#!/bin/busybox sh
 # init of a guest that drives disks and a network card of the host itself: `guest: WHAT: RESULT` lines, as in guest-init.sh. The host,
 # which has another card at the same cable, is 192.168.78.1.
 #
 # On the command line: lab.plain for the one that makes the file systems; lab.behind for the one behind an IOMMU, which has no NVMe disk.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then echo "guest: $what: ok"; else echo "guest: $what: FAILED"; fi
-}
-sum() { sha256sum | cut -c1-64; }
+load_drivers
 soon() { # soon COMMAND…: it succeeds within ten seconds
     for _ in $(seq 100); do
         "$@" && return 0

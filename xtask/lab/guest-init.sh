@@ -1,24 +1,9 @@
-#!/bin/busybox sh
 # init of the guest (L2): does real I/O on every device and reports it on the serial port, one
 # `guest: WHAT: RESULT` line each, for boot-host.sh and xtask to check.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
 read -r uptime rest </proc/uptime
 echo "guest: init: $uptime s after the kernel's start"
 sleep 1 # the host takes its counts
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
-
-sum() { sha256sum | cut -c1-64; }
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then echo "guest: $what: ok"; else echo "guest: $what: FAILED"; fi
-}
+load_drivers
 
 echo "guest: kernel: $(uname -r), $(nproc) cpus"
 

@@ -1,13 +1,5 @@
-#!/bin/busybox sh
 # init of a guest whose root lies on the disk that `lab.root=` names: this part finds it, the script /init on it goes on.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
+load_drivers
 disk=$(sed 's/.*lab.root=\([^ ]*\).*/\1/' /proc/cmdline)
 for _ in $(seq 100); do
     [ -b "$disk" ] && break

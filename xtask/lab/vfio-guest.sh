@@ -1,28 +1,9 @@
-#!/bin/busybox sh
 # init of a guest that drives a network card of the host itself: `guest: WHAT: RESULT` lines, as in guest-init.sh. The host, which has
 # another card at the same cable, is 192.168.78.1.
 #
 # On the command line: lab.first for the one that is measured; lab.behind for the one behind an IOMMU, which also reboots; lab.peer for
 # the one that others talk to, 192.168.78.3, after a reboot; lab.compared for those of two VMMs (assigned-host.sh); nothing of this for that of the book's page.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "guest: $what: ok"
-    else
-        echo "guest: $what: FAILED"
-        return 1
-    fi
-}
-sum() { sha256sum | cut -c1-64; }
+load_drivers
 
 found() { [ "$(cat /sys/class/net/eth0/device/vendor /sys/class/net/eth0/device/device | xargs)" = "0x8086 0x10ca" ]; }
 check "igbvf finds the function" found

@@ -1,25 +1,7 @@
-#!/bin/busybox sh
 # init of a guest behind an IOMMU whose network card, reference-vmm's, is a physical function with 3 virtual ones: `guest: WHAT: RESULT`
 # lines, as in guest-init.sh. The host is 192.168.77.1 at the card's cable and 192.168.80.1, .81.1 and .82.1 at the virtual functions'.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
+load_drivers
 dmesg -n 1 # no message of the kernel amid these lines
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "guest: $what: ok"
-    else
-        echo "guest: $what: FAILED"
-    fi
-}
-sum() { sha256sum | cut -c1-64; }
 
 devices=/sys/bus/pci/devices
 pf=$(dirname "$(readlink -f /sys/class/net/eth0/device)")

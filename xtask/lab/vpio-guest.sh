@@ -1,26 +1,9 @@
-#!/bin/busybox sh
 # init of a guest that drives old devices of the host itself, behind models of them: `guest: WHAT: RESULT` lines, as in guest-init.sh. The
 # host is 192.168.81.1 to the first card, .82.1 and .83.1 to the others.
 #
 # On the command line: the checksums of what is downloaded, lab.small= and lab.large=; with lab.phase= the first card does nothing but
 # this (none, session, small or large) after it was found to answer; or lab.hostile, for a guest whose program `hostile` has the
 # devices and the memory from 128 MiB on to itself, and reads lab.control.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then
-        echo "guest: $what: ok"
-    else
-        echo "guest: $what: FAILED"
-        return 1
-    fi
-}
-sum() { sha256sum | cut -c1-64; }
 if grep -q lab.hostile /proc/cmdline; then
     hostile
     sleep 1
@@ -28,9 +11,7 @@ if grep -q lab.hostile /proc/cmdline; then
     poweroff -f
 fi
 
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
+load_drivers
 soon() { # soon COMMAND…: it succeeds within half a minute
     for _ in $(seq 25); do
         "$@" >/dev/null 2>&1 && return 0

@@ -3,12 +3,9 @@
 #
 # SRIOV, VMM, MODELS and WORK as for vpio-host.sh; PHASES the names of the phases.
 set -u
-devices=/sys/bus/pci/devices
 mkdir -p "$WORK/www"
-# with ID: the function with this device ID.
-with() { basename "$(dirname "$(grep -l "^$1\$" "$devices"/*/device)")"; }
-card=$(with 0x8029)
-own=$(with 0x10d3)
+card=$(named "0x10ec 0x8029")
+own=$(named "0x8086 0x10d3")
 load vfio-pci
 load vfio_iommu_type1
 load e1000e

@@ -1,14 +1,6 @@
-#!/bin/busybox sh
 # init of a guest that reads from its only disk, whatever drives it, at each of two depths: `guest: depth N begins`, then
 # `guest: depth N ends: REQUESTS INTERRUPTS CENTISECONDS`.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
+load_drivers
 for _ in $(seq 100); do
     disk=$(cd /sys/block && ls -d vda xvda 2>/dev/null)
     [ -b "/dev/$disk" ] && break

@@ -1,14 +1,6 @@
-#!/bin/busybox sh
 # init of domain 0 on Xen: the conformance suite of grant-table, whose lines go to the console, then a disk that the example blkback serves to this
 # kernel's own xen-blkfront; `xen: WHAT: RESULT` tells what is checked here.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "xen: cannot load $module"
-done
+load_drivers
 dmesg -n 1 # no message of the kernel amid these lines
 
 check() { # check WHAT COMMAND…

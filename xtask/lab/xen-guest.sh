@@ -3,12 +3,6 @@
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t tmpfs tmp /tmp
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then echo "guest: $what: ok"; else echo "guest: $what: FAILED"; fi
-}
-sum() { sha256sum | cut -c1-64; }
 
 said() { dmesg | grep -q "$1"; }
 check "the hypervisor is Xen" said "Hypervisor detected: Xen HVM"

@@ -1,13 +1,5 @@
-#!/bin/busybox sh
 # init of a guest of two that share pages: `lab.map=REFERENCE,REFERENCE,PORT` on the kernel's command line tells what the other one grants.
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
+load_drivers
 granted=$(sed -n 's/.*lab.map=\([0-9,]*\).*/\1/p' /proc/cmdline | tr , ' ')
 dmesg -n 1 # no message of the kernel amid these lines
 if [ -n "$granted" ]; then

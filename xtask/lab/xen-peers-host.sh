@@ -10,7 +10,8 @@ first=/job/first.log
 timeout -k 5 200 sh -c "exec $VMM --xen-peer $WORK/peer.sock --cmdline '$words'" </dev/null >$first 2>&1 &
 granter=$!
 for _ in $(seq 1000); do
-    granted=$(sed -n 's/^peer: granted \([0-9]*\) \([0-9]*\) \([0-9]*\).*/\1,\2,\3/p' $first)
+    # The whole line: of the last number there may be a part yet.
+    granted=$(sed -n 's/^peer: granted \([0-9]*\) \([0-9]*\) \([0-9][0-9]*\)[^0-9].*/\1,\2,\3/p' $first)
     [ -n "$granted" ] && break
     sleep 0.1
 done

@@ -21,7 +21,11 @@ const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/disk-host.sh")
 );
-const GUEST_INIT: &str = include_str!("../../lab/disk-guest.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/guest-checks.sh"),
+    include_str!("../../lab/disk-guest.sh")
+);
 /// One machine with an IOMMU, the disks' controllers, of which the NVMe disk's is a physical function behind a root port, and two cards at
 /// the same cable.
 const HARDWARE: [&str; 18] = [

@@ -10,7 +10,10 @@ use super::debian;
 use crate::process;
 
 /// The first part of such a guest's init, in its initramfs: finds the disk, which `lab.root=` names on the kernel's command line.
-pub const INIT: &str = include_str!("../../lab/root-init.sh");
+pub const INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/root-init.sh")
+);
 
 /// The root's folders besides those of its programs.
 const FOLDERS: [&str; 6] = ["bin", "proc", "sys", "dev", "tmp", "disk"];

@@ -22,7 +22,11 @@ const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/vfio-host.sh")
 );
-pub(super) const GUEST_INIT: &str = include_str!("../../lab/vfio-guest.sh");
+pub(super) const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/guest-checks.sh"),
+    include_str!("../../lab/vfio-guest.sh")
+);
 /// One machine with an IOMMU and two cards at the same cable, each behind a root port: an 82576 with virtual functions, and one for the
 /// host. All memory is below 4 GiB: with some above, the firmware has windows there, the kernel puts virtual functions' BARs into them,
 /// and QEMU 10.0 maps those at the lower half of their address.

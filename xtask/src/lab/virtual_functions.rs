@@ -19,7 +19,11 @@ const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/virtual-functions-host.sh")
 );
-const GUEST_INIT: &str = include_str!("../../lab/virtual-functions-guest.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/guest-checks.sh"),
+    include_str!("../../lab/virtual-functions-guest.sh")
+);
 /// A network card behind a root port, and an IOMMU before it.
 const MACHINE: &str = "--memory 256M --transport pci-ports --iommu vtd --net tap=lab,sriov=3";
 const CMDLINE: &str = "console=ttyS0 quiet panic=-1 intel_iommu=on";

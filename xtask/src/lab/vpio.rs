@@ -26,9 +26,14 @@ const HOST_SCRIPT: &str = concat!(
 );
 const PHASES_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
+    include_str!("../../lab/behind-ports.sh"),
     include_str!("../../lab/vpio-phases-host.sh")
 );
-const GUEST_INIT: &str = include_str!("../../lab/vpio-guest.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/guest-checks.sh"),
+    include_str!("../../lab/vpio-guest.sh")
+);
 /// The guest's drivers.
 const MODULES: [&str; 6] = ["ne2k-pci", "8139cp", "e1000", "ahci", "sd_mod", "ext4"];
 /// The devices of the guest: each alone behind a root port, so that the host can reset it.

@@ -15,7 +15,10 @@ use crate::process;
 use crate::progress::Progress;
 use crate::workspace;
 
-const DOM0_INIT: &str = include_str!("../../lab/xen-dom0.sh");
+const DOM0_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/xen-dom0.sh")
+);
 const MODULES: [&str; 5] = [
     "xen-gntdev",
     "xen-gntalloc",

@@ -16,7 +16,10 @@ use crate::progress::Progress;
 use crate::workspace;
 
 const HOST_SCRIPT: &str = include_str!("../../lab/xen-disks-host.sh");
-const GUEST_INIT: &str = include_str!("../../lab/xen-disks-guest.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/xen-disks-guest.sh")
+);
 const MODULES: [&str; 3] = ["xen-blkfront", "virtio_pci", "virtio_blk"];
 /// Each guest's last words.
 const LAST_WORDS: &str = "guest: done";

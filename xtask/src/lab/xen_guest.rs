@@ -20,6 +20,7 @@ const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/xen-guest-host.sh")
 );
 const ROOT: &str = concat!(
+    include_str!("../../lab/guest-checks.sh"),
     include_str!("../../lab/fio.sh"),
     include_str!("../../lab/xen-guest.sh")
 );

@@ -16,7 +16,10 @@ const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/checks.sh"),
     include_str!("../../lab/xen-peers-host.sh")
 );
-const GUEST_INIT: &str = include_str!("../../lab/xen-peers-guest.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/xen-peers-guest.sh")
+);
 const MODULES: [&str; 3] = ["xen-gntdev", "xen-gntalloc", "xen-evtchn"];
 /// What the guests and the host must have reported.
 const EXPECTED: [&str; 12] = [

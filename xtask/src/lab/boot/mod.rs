@@ -25,7 +25,11 @@ use crate::workspace;
 use command_line::{backends, command_line};
 pub use measured::Measured;
 
-const GUEST_INIT: &str = include_str!("../../../lab/guest-init.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../../lab/guest-begins.sh"),
+    include_str!("../../../lab/guest-checks.sh"),
+    include_str!("../../../lab/guest-init.sh")
+);
 const HOST_SCRIPT: &str = concat!(
     include_str!("../../../lab/checks.sh"),
     include_str!("../../../lab/network-host.sh"),
