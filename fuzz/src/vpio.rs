@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use vpio_model::arbiter::{Arbiter, InputPolicy, Sharing};
+use vpio_model::arbiter::{Arbiter, Handover, InputPolicy, Sharing};
 use vpio_model::engine::{At, Dma, Engine, Passthrough, Translation};
 use vpio_model::in_process::{Memory, Registers};
 use vpio_model::model::{self, Model};
@@ -177,7 +177,7 @@ pub fn vpio_arbiter(data: &[u8]) {
     let mut arbiter = Arbiter::new(card.clone(), sharing);
     let mut guests: Vec<_> = (0..3)
         .filter_map(|_| engine(&model))
-        .map(|engine| arbiter.add(engine, Box::new(|| {})))
+        .map(|engine| arbiter.add(engine, Box::new(|_: &Handover| {})))
         .collect();
     let mut now = 0;
     while !input.0.is_empty() && !guests.is_empty() {

@@ -49,16 +49,50 @@ pub enum Input {
     Dropped,
 }
 
+/// Why a device was to be had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// It was nobody's.
+    Free,
+    /// It was reusable, and its owner's time was over.
+    Reusable,
+    /// Whoever has it now waited for too long.
+    Forced,
+}
+
+/// How a guest came to have the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// The guest.
+    pub guest: GuestId,
+    /// Why it has it now.
+    pub why: Why,
+    /// How long it waited, in what [`tick`](Arbiter::tick) is given.
+    pub waited: u64,
+    /// Whether it asked for the device. Otherwise there was only input for it.
+    pub asked: bool,
+    /// Whether the device is what it was when the guest last had it. Otherwise it was reset.
+    pub replayed: bool,
+}
+
 /// Told that the device is a guest's now, and that what it was refused is worth trying again.
 pub trait Wake: Send {
     /// The guest has the device.
-    fn wake(&self);
+    fn wake(&self, handover: &Handover);
 }
 
-impl<F: Fn() + Send> Wake for F {
-    fn wake(&self) {
-        self();
+impl<F: Fn(&Handover) + Send> Wake for F {
+    fn wake(&self, handover: &Handover) {
+        self(handover);
     }
+}
+
+/// A guest that does not have the device.
+struct Waiting {
+    guest: GuestId,
+    since: u64,
+    /// Whether it wants to use it.
+    asks: bool,
 }
 
 /// What an arbiter did until now.
@@ -87,7 +121,7 @@ pub struct Arbiter<D, P> {
     sharing: Sharing,
     guests: Vec<Guest<D>>,
     owner: Option<GuestId>,
-    waiting: VecDeque<(GuestId, u64)>,
+    waiting: VecDeque<Waiting>,
     /// Accesses of the owner that are under way.
     inside: u64,
     /// When the owner's turn began: at the first tick after the device was made ready for it, which takes time of nobody's.
@@ -132,7 +166,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
 
     /// Forgets a guest, which may be dead. If it had the device, that is reset: it moves none of the guest's memory any more.
     pub fn remove(&mut self, guest: GuestId) {
-        self.waiting.retain(|(waiting, _)| *waiting != guest);
+        self.waiting.retain(|waiting| waiting.guest != guest);
         if self.owner == Some(guest) {
             self.physical.reset();
             self.owner = None;
@@ -168,7 +202,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
     /// device does not change hands in between. Otherwise the guest waits, and is woken.
     pub fn enter(&mut self, guest: GuestId) -> bool {
         if self.owner != Some(guest) && self.guests.iter().any(|known| known.id == guest) {
-            self.wait(guest);
+            self.wait(guest, true);
             self.settle();
         }
         let has = self.owner == Some(guest);
@@ -241,7 +275,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
         }
         known.held = known.held.saturating_add(1);
         if self.sharing.input == InputPolicy::Switch {
-            self.wait(guest);
+            self.wait(guest, false);
             self.settle();
         }
         Input::Held
@@ -275,12 +309,13 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
             refused(engine, physical, denied);
         }
         self.settle();
-        let Some(&(_, since)) = self.waiting.front() else {
+        let Some(first) = self.waiting.front() else {
             return;
         };
-        if self.owner.is_some() && self.inside == 0 && self.now - since >= self.sharing.patience {
+        let waits = self.now - first.since;
+        if self.owner.is_some() && self.inside == 0 && waits >= self.sharing.patience {
             self.counts.forced += 1;
-            self.give(false);
+            self.give(Why::Forced);
         }
     }
 
@@ -295,9 +330,18 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
         }
     }
 
-    fn wait(&mut self, guest: GuestId) {
-        if !self.waiting.iter().any(|(waiting, _)| *waiting == guest) {
-            self.waiting.push_back((guest, self.now));
+    fn wait(&mut self, guest: GuestId, asks: bool) {
+        let known = self
+            .waiting
+            .iter_mut()
+            .find(|waiting| waiting.guest == guest);
+        match known {
+            Some(waiting) => waiting.asks |= asks,
+            None => self.waiting.push_back(Waiting {
+                guest,
+                since: self.now,
+                asks,
+            }),
         }
     }
 
@@ -307,7 +351,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
             return;
         }
         match self.owner {
-            None => self.give(false),
+            None => self.give(Why::Free),
             Some(owner)
                 if self
                     .since
@@ -318,7 +362,7 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
                     .is_ok_and(|(engine, physical)| engine.is_reusable(physical));
                 if reusable {
                     self.counts.switches += 1;
-                    self.give(true);
+                    self.give(Why::Reusable);
                 }
             }
             Some(_) => {}
@@ -326,17 +370,18 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
     }
 
     /// Gives the device to whoever waits longest. The owner's context is kept only if the device is reusable.
-    fn give(&mut self, keep: bool) {
+    fn give(&mut self, why: Why) {
+        let keep = why == Why::Reusable;
         if let Some(owner) = self.owner.take()
             && let Some(guest) = self.guests.iter_mut().find(|known| known.id == owner)
         {
             guest.has_context = keep && guest.engine.save_device(&self.physical).is_ok();
         }
         self.physical.reset();
-        let Some((next, _)) = self.waiting.pop_front() else {
+        let Some(next) = self.waiting.pop_front() else {
             return;
         };
-        let Some(guest) = self.guests.iter_mut().find(|known| known.id == next) else {
+        let Some(guest) = self.guests.iter_mut().find(|known| known.id == next.guest) else {
             return;
         };
         let restored = guest.has_context && guest.engine.restore_device(&self.physical).is_ok();
@@ -345,9 +390,15 @@ impl<D: Dma, P: Physical> Arbiter<D, P> {
             guest.engine.reset();
         }
         guest.uses = true;
-        self.owner = Some(next);
+        self.owner = Some(next.guest);
         self.since = None;
-        guest.wake.wake();
+        guest.wake.wake(&Handover {
+            guest: next.guest,
+            why,
+            waited: self.now - next.since,
+            asked: next.asks,
+            replayed: restored,
+        });
     }
 }
 

@@ -7,7 +7,7 @@ use pio_mmio_bus::bus::{
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::arbiter::{Arbiter, GuestId, Sharing};
+use crate::arbiter::{Arbiter, GuestId, Handover, Sharing};
 use crate::engine::{At, Denied, Dma, Engine, Passthrough, Physical};
 use crate::language::Access;
 #[cfg(doc)]
@@ -145,7 +145,7 @@ impl<D: Dma, P: Physical> Shared<D, P> {
     pub fn add(self: &Arc<Self>, engine: Engine<D>) -> std::io::Result<Port<D, P>> {
         let turn = Arc::new(EventFd::new(EFD_NONBLOCK)?);
         let signal = turn.clone();
-        let wake = move || {
+        let wake = move |_: &Handover| {
             // A counter that is full is readable too.
             let _full = signal.write(1);
         };

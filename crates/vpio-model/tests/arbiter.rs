@@ -4,11 +4,11 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use common::{SIZE, parse};
-use vpio_model::arbiter::{Arbiter, Counts, GuestId, Input, InputPolicy, Sharing};
+use vpio_model::arbiter::{Arbiter, Counts, GuestId, Handover, Input, InputPolicy, Sharing, Why};
 use vpio_model::engine::{At, Engine, Physical, Translation};
 use vpio_model::in_process::{Memory, Registers};
 use vpio_model::models;
@@ -17,7 +17,8 @@ struct Fixture<P> {
     arbiter: Arbiter<Arc<Memory>, Arc<P>>,
     card: Arc<P>,
     guests: [GuestId; 2],
-    woken: [Arc<AtomicU64>; 2],
+    /// The turns that they had.
+    turns: [Arc<Mutex<Vec<Handover>>>; 2],
 }
 
 fn fixture<P: Physical + Default>(text: &str, input: InputPolicy) -> Fixture<P> {
@@ -29,7 +30,7 @@ fn fixture<P: Physical + Default>(text: &str, input: InputPolicy) -> Fixture<P> 
     };
     let mut arbiter = Arbiter::new(card.clone(), sharing);
     let model = Arc::new(parse(text));
-    let woken = [(), ()].map(|()| Arc::new(AtomicU64::new(0)));
+    let turns = [(), ()].map(|()| Arc::<Mutex<Vec<Handover>>>::default());
     let guests = [0, 1].map(|i: usize| {
         let translation = Translation::Offset {
             base: 0x1000_0000 * (1 + i as u64),
@@ -37,21 +38,24 @@ fn fixture<P: Physical + Default>(text: &str, input: InputPolicy) -> Fixture<P> 
         };
         let shadow = usize::try_from(model.shadow_bytes()).unwrap();
         let memory = Memory::new(1 << 20, translation, shadow, 0x8000_0000);
-        let woken = woken[i].clone();
-        let wake = move || {
-            woken.fetch_add(1, Ordering::Relaxed);
-        };
+        let mine = turns[i].clone();
+        let wake = move |turn: &Handover| mine.lock().unwrap().push(*turn);
         arbiter.add(Engine::new(model.clone(), Arc::new(memory)), Box::new(wake))
     });
     Fixture {
         arbiter,
         card,
         guests,
-        woken,
+        turns,
     }
 }
 
 impl<P: Physical> Fixture<P> {
+    /// The guest's last turn.
+    fn turn(&self, guest: usize) -> Handover {
+        *self.turns[guest].lock().unwrap().last().unwrap()
+    }
+
     /// It is so late, and a quantum before was a tick.
     fn pass(&mut self, now: u64) {
         self.arbiter.tick(now - 2);
@@ -90,7 +94,14 @@ fn a_busy_device_keeps_its_owner() {
     }
     f.pass(12);
     assert_eq!(f.arbiter.owner(), Some(f.guests[1]));
-    assert_eq!(f.woken[1].load(Ordering::Relaxed), 1);
+    let turn = Handover {
+        guest: f.guests[1],
+        why: Why::Reusable,
+        waited: 0,
+        asked: true,
+        replayed: false,
+    };
+    assert_eq!(*f.turns[1].lock().unwrap(), [turn]);
     assert!(f.write(1, 0x20, 4, 0x3000));
     assert_eq!(f.card.get(0, 0x20), Some(0x2000_3000), "its own memory");
     assert_eq!(
@@ -124,6 +135,7 @@ fn the_context_comes_back() {
     assert!(f.write(0, 0x3c, 2, 1));
     assert_eq!(f.card.get(0, 0x20), Some(0x1000_1000));
     assert_eq!(f.card.get(0, 0x44), Some(0xf));
+    assert!(f.turn(0).replayed);
 }
 
 /// To make a device ready for a guest can take longer than the guest then has it.
@@ -312,6 +324,8 @@ fn who_waits_too_long_gets_the_device_by_force() {
     f.pass(100);
     assert_eq!(f.arbiter.owner(), Some(f.guests[1]));
     assert_eq!(f.card.get(0, 0x10), None, "the card was reset");
+    let turn = f.turn(1);
+    assert_eq!((turn.why, turn.waited), (Why::Forced, 100));
     assert_eq!(
         f.arbiter.counts(),
         Counts {
@@ -349,6 +363,9 @@ fn input_goes_by_the_policy() {
             one
         };
         assert_eq!(f.arbiter.owner(), Some(owner));
+        if owner == other {
+            assert!(!f.turn(1).asked, "there is only input for it");
+        }
         assert_eq!(
             f.arbiter.take_held(other),
             u64::from(policy != InputPolicy::Drop)

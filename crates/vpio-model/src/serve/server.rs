@@ -14,7 +14,7 @@ use super::memory::Places;
 use super::session::{Session, SessionError};
 use super::socket::Connection;
 use super::spec::{BARS, CONFIG_BYTES, VERSION, Welcome, text};
-use crate::arbiter::{self, Arbiter, GuestId, InputPolicy, Sharing};
+use crate::arbiter::{self, Arbiter, GuestId, Handover, InputPolicy, Sharing};
 use crate::engine::{At, Denied};
 use crate::language::Access;
 use crate::model::Model;
@@ -51,6 +51,8 @@ pub enum ServeError {
 pub enum Event<'a> {
     /// A guest takes part.
     Joined(GuestId),
+    /// The device changed hands.
+    Turn(&'a Handover),
     /// The model denied a guest something. A reset is done already; a machine check is for the guest's process to do.
     Denied {
         /// The guest.

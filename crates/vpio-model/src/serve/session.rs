@@ -13,7 +13,7 @@ use super::spec::{
     WRITE, text,
 };
 use super::turn::Turn;
-use crate::arbiter::GuestId;
+use crate::arbiter::{GuestId, Handover};
 use crate::engine::{At, Denied, Engine};
 use crate::language::{Access, Policy};
 use crate::vfio::{Counts, GuestDma, GuestDmaError};
@@ -98,8 +98,9 @@ impl Session<'_> {
         };
         let (turn, bell) = (Arc::new(Turn::default()), Arc::new(bell));
         let engine = Engine::new(Arc::clone(&house.model), Arc::clone(&dma));
-        let mine = Arc::clone(&turn);
-        let wake = move || {
+        let (mine, told) = (Arc::clone(&turn), Arc::clone(house));
+        let wake = move |handover: &Handover| {
+            told.tell(&Event::Turn(handover));
             mine.come();
             // The pin may be masked for the last owner's interrupt. A counter that is full is readable too.
             let _full = unmask.write(1);

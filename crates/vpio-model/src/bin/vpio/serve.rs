@@ -6,13 +6,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use sriov_vfio::sysfs::{PciAddress, Sysfs};
 use sriov_vfio::vfio::VfioSpace;
 use sriov_vfio::vfio::kernel::Groups;
-use vpio_model::arbiter::{InputPolicy, Sharing};
+use vpio_model::arbiter::{Handover, InputPolicy, Sharing, Why};
 use vpio_model::serve::{Event, Listener, Server, Shown};
 
 use crate::Source;
@@ -40,6 +41,9 @@ pub struct ServeArgs {
     /// Let the guests see this revision: drivers use old ways of a device with an old one
     #[arg(long, value_name = "NUMBER")]
     revision: Option<u8>,
+    /// Tell of each turn: when it began, why, and whose it is
+    #[arg(short, long)]
+    verbose: bool,
 }
 
 /// Input for guests whose turn it is not.
@@ -82,7 +86,12 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         address: args.function.to_string(),
         revision: args.revision,
     };
-    let server = Server::new(&shown, &device, space, Arc::new(model), sharing, tell)?;
+    let (verbose, start) = (args.verbose, Instant::now());
+    let observer = move |event: &Event<'_>| match event {
+        Event::Turn(handover) if verbose => tell_turn(start.elapsed(), handover),
+        _ => tell(event),
+    };
+    let server = Server::new(&shown, &device, space, Arc::new(model), sharing, observer)?;
     // One that was killed leaves its socket.
     if fs::metadata(&args.socket).is_ok_and(|about| about.file_type().is_socket()) {
         fs::remove_file(&args.socket)?;
@@ -102,6 +111,26 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
 /// For whoever started it.
 fn say(words: impl Display) {
     eprintln!("vpio: {words}");
+}
+
+fn tell_turn(time: Duration, turn: &Handover) {
+    let why = match turn.why {
+        Why::Free => "nobody has the device",
+        Why::Reusable => "the device is reusable",
+        Why::Forced => "taken by force",
+    };
+    let asked = if turn.asked { "asked" } else { "has input" };
+    let device = if turn.replayed {
+        "as it left it"
+    } else {
+        "reset"
+    };
+    say(format_args!(
+        "{:.3} s: turn of {}, which {asked}, {} ms ago: {why}; it finds it {device}",
+        time.as_secs_f64(),
+        turn.guest,
+        turn.waited
+    ));
 }
 
 fn tell(event: &Event<'_>) {
