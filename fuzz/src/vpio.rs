@@ -1,5 +1,6 @@
 //! Device models: texts that may be none, events that may be anything, guests that take turns.
 
+use std::fmt::Debug;
 use std::sync::{Arc, LazyLock};
 
 use vpio_model::arbiter::{Arbiter, Handover, InputPolicy, Sharing};
@@ -51,14 +52,18 @@ fn engine(model: &Arc<Model>) -> Option<Engine<Arc<Memory>>> {
     Some(Engine::new(model.clone(), Arc::new(memory)))
 }
 
-/// One of the crate's models.
-fn chosen(input: &mut Input<'_>) -> Option<Arc<Model>> {
+/// One of the crate's models, and what one guest needs of it.
+fn chosen(input: &mut Input<'_>) -> Option<[Arc<Model>; 2]> {
     // Read once: that takes far longer than what an input does to them.
-    static MODELS: LazyLock<Vec<Arc<Model>>> = LazyLock::new(|| {
+    static MODELS: LazyLock<Vec<[Arc<Model>; 2]>> = LazyLock::new(|| {
         let read = models::ALL
             .iter()
             .map(|(path, text)| Model::parse(path, text));
-        read.flatten().map(Arc::new).collect()
+        let both = read.flatten().map(|model| {
+            let one = model.for_sharing(model::Sharing::Exclusive);
+            [model.for_sharing(model::Sharing::Shared), one].map(Arc::new)
+        });
+        both.collect()
     });
     let number = usize::from(input.byte()) % models::ALL.len();
     MODELS.get(number).cloned()
@@ -91,59 +96,95 @@ pub fn vpio_text(data: &[u8]) {
     }
 }
 
-/// A guest that does anything to one of the models.
+/// A device behind a model, and the guest's memory.
+struct Behind {
+    memory: Arc<Memory>,
+    card: Arc<Registers>,
+    device: Passthrough<Arc<Memory>, Arc<Registers>>,
+}
+
+impl Behind {
+    fn new(model: &Arc<Model>) -> Option<Self> {
+        let engine = engine(model)?;
+        let card = Arc::new(Registers::default());
+        Some(Self {
+            memory: engine.dma().clone(),
+            device: Passthrough::new(engine, card.clone()),
+            card,
+        })
+    }
+}
+
+/// The same, done to both; the result, which is the same.
+fn both<T: PartialEq + Debug>(
+    devices: &mut [Behind; 2],
+    mut act: impl FnMut(&mut Behind) -> T,
+) -> T {
+    let [several, one] = devices.each_mut().map(&mut act);
+    assert_eq!(several, one, "one guest sees a difference");
+    one
+}
+
+/// A guest that does anything to one of the models, and to what one guest needs of it.
 ///
 /// # Panics
 ///
 /// On a finding.
 pub fn vpio_engine(data: &[u8]) {
     let mut input = Input(data);
-    let Some(model) = chosen(&mut input) else {
+    let Some([model, one]) = chosen(&mut input) else {
         return;
     };
-    let Some(engine) = engine(&model) else { return };
-    let memory = engine.dma().clone();
-    let card = Arc::new(Registers::default());
-    let mut device = Passthrough::new(engine, card.clone());
+    let (Some(whole), Some(one)) = (Behind::new(&model), Behind::new(&one)) else {
+        return;
+    };
+    let devices = &mut [whole, one];
     while !input.0.is_empty() {
         match input.byte() % 8 {
             0..=3 => {
                 let (at, value) = (input.at(), input.value());
-                let before = device.engine().save();
-                if device.write(at, value).is_err() {
-                    assert_eq!(
-                        device.engine().save(),
-                        before,
-                        "a denied event changes nothing"
-                    );
+                let before = devices.each_ref().map(|one| one.device.engine().save());
+                if both(devices, |one| one.device.write(at, value)).is_err() {
+                    let after = devices.each_ref().map(|one| one.device.engine().save());
+                    assert_eq!(after, before, "a denied event changes nothing");
                 }
             }
             4 => {
                 let at = input.at();
-                let _denied = device.read(at);
+                let _denied = both(devices, |one| one.device.read(at));
             }
             5 => {
                 let (at, bytes) = (input.value(), input.u64());
-                let _outside = memory.write(at, &bytes.to_le_bytes());
+                both(devices, |one| {
+                    // What comes back from the device comes before, in both.
+                    let _denied = one.device.timer();
+                    one.memory.write(at, &bytes.to_le_bytes())
+                });
             }
             6 => {
                 // The device shows something, or wrote a descriptor.
                 let (at, value) = (input.at(), input.value());
-                card.set(at.space, at.offset, value);
-                memory.write_shadow(value, &[input.byte()]);
+                let byte = input.byte();
+                both(devices, |one| {
+                    let _denied = one.device.timer();
+                    one.card.set(at.space, at.offset, value);
+                    one.memory.write_shadow(value, &[byte]);
+                });
             }
             _ => {
-                let _denied = device.interrupt();
-                let _denied = device.timer();
+                let _denied = both(devices, |one| {
+                    (one.device.interrupt().is_ok(), one.device.timer().is_ok())
+                });
             }
         }
     }
+    let [Behind { device, .. }, _] = devices;
     let state = device.engine().save();
     let resumed = device.suspend().and_then(|state| device.resume(&state));
     if resumed.is_err() {
         device.reset();
     }
-    let Some(mut other) = self::engine(&model) else {
+    let Some(mut other) = engine(&model) else {
         return;
     };
     assert!(
@@ -160,7 +201,7 @@ pub fn vpio_engine(data: &[u8]) {
 /// On a finding.
 pub fn vpio_arbiter(data: &[u8]) {
     let mut input = Input(data);
-    let Some(model) = chosen(&mut input) else {
+    let Some([model, _]) = chosen(&mut input) else {
         return;
     };
     let card = Arc::new(Registers::default());

@@ -12,7 +12,7 @@ use crate::engine::{At, Denied, Dma, Engine, Passthrough, Physical};
 use crate::language::Access;
 #[cfg(doc)]
 use crate::language::Policy;
-use crate::model::{Found, Model};
+use crate::model::Model;
 
 /// Told of what is denied.
 pub trait DenialSink: Send + Sync {
@@ -91,7 +91,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl<D, P> Region<D, P> {
     fn is_free(&self, access: Access, at: At) -> bool {
         let lookup = self.model.lookups.get(usize::from(at.space));
-        lookup.is_some_and(|lookup| lookup.find(access, at.offset, at.width.into()) == Found::Free)
+        lookup.is_some_and(|lookup| {
+            let found = lookup.find(access, at.offset, at.width.into());
+            found.is_free(at.width)
+        })
     }
 
     fn refuse(&self, at: At, access: Access, denied: &Denied) -> AccessError {

@@ -4,10 +4,8 @@ use std::collections::BTreeSet;
 
 use serde::Serialize;
 
-use crate::engine::At;
 use crate::language::Access;
-use crate::model::program::{Op, Slot, VALUE, binary, unary};
-use crate::model::{Class, Model, Sharing};
+use crate::model::{Class, Model, Next, Register, Sharing};
 
 /// What must be hooked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -16,22 +14,6 @@ pub struct Hooks {
     pub registers: Vec<Hook>,
     /// Bytes that the model does not know, which are denied.
     pub unknown: Vec<Unknown>,
-}
-
-impl Hooks {
-    /// Whether an access, of a write with its value, is hooked.
-    pub fn contains(&self, access: Access, at: At, value: u64) -> bool {
-        let writes = access == Access::Write;
-        let place = |hook: &Hook| (hook.space, hook.offset, hook.writes);
-        let wanted = (at.space, at.offset, writes);
-        let first = self.registers.partition_point(|hook| place(hook) < wanted);
-        let here = self.registers.iter().skip(first);
-        let mut here = here.take_while(|hook| place(hook) == wanted);
-        here.any(|hook| {
-            let matters = |values: &Vec<u8>| values.iter().any(|known| u64::from(*known) == value);
-            hook.width == at.width && hook.values.as_ref().is_none_or(matters)
-        })
-    }
 }
 
 /// A register whose accesses drive the model.
@@ -47,8 +29,10 @@ pub struct Hook {
     pub writes: bool,
     /// The registers that are there, one for each bank.
     pub names: Vec<String>,
-    /// Of a register of one byte: which values matter. None: all.
+    /// Of a register of one byte: which values matter, in some state. None: all.
     pub values: Option<Vec<u8>>,
+    /// If that depends on the state: how many values matter in the state where the fewest do, and where the most do.
+    pub by_state: Option<(usize, usize)>,
 }
 
 /// Bytes that are denied in one direction.
@@ -76,49 +60,20 @@ pub enum PageAccess {
 }
 
 impl Model {
-    /// The smallest set of accesses that can change what the model decides.
+    /// The smallest set of accesses that can change what the model decides. An engine sees them if its model is
+    /// [for](Self::for_sharing) so many guests.
     pub fn hooks(&self, sharing: Sharing) -> Hooks {
-        let live = self.live(sharing);
+        let model = self.for_sharing(sharing);
         let mut registers: Vec<Hook> = Vec::new();
-        for register in &self.registers {
+        for register in &model.registers {
             for access in [Access::Read, Access::Write] {
-                let Some(start) = register.rule(access) else {
+                let Some(mut hook) = model.hook(register, access) else {
                     continue;
                 };
-                let values = (register.width == 1 && access == Access::Write)
-                    .then(|| self.effective_values(start, &live));
-                let silent = match &values {
-                    Some(values) => values.is_empty(),
-                    None => !self.may_matter(start, None, &live),
-                };
-                if silent {
-                    continue;
-                }
-                let all = values.as_ref().is_some_and(|values| values.len() == 256);
-                let values = values.filter(|_| !all);
-                let writes = access == Access::Write;
-                let same = |hook: &&mut Hook| {
-                    (hook.space, hook.offset) == (register.space, register.offset)
-                        && (hook.width, hook.writes) == (register.width, writes)
-                };
-                if let Some(hook) = registers.iter_mut().find(same) {
-                    hook.names.push(register.name.clone());
-                    hook.values = match (hook.values.take(), values) {
-                        (Some(one), Some(other)) => {
-                            let both: BTreeSet<u8> = one.into_iter().chain(other).collect();
-                            Some(both.into_iter().collect())
-                        }
-                        _ => None,
-                    };
-                } else {
-                    registers.push(Hook {
-                        space: register.space,
-                        offset: register.offset,
-                        width: register.width,
-                        writes,
-                        names: vec![register.name.clone()],
-                        values,
-                    });
+                let place = |hook: &Hook| (hook.space, hook.offset, hook.width, hook.writes);
+                match registers.iter_mut().find(|one| place(one) == place(&hook)) {
+                    Some(bank) => bank.add(&mut hook),
+                    None => registers.push(hook),
                 }
             }
         }
@@ -127,6 +82,43 @@ impl Model {
             registers,
             unknown: self.unknown(),
         }
+    }
+
+    /// When the model has to see an access of a register. None: never.
+    fn hook(&self, register: &Register, access: Access) -> Option<Hook> {
+        let writes = access == Access::Write;
+        let start = register.rule(access).filter(|at| !self.is_nothing(*at))?;
+        let (mut values, mut by_state) = (None, None);
+        if let Some(table) = self.table(register.by_state).filter(|_| writes) {
+            let seen = |next| next != Next::Same;
+            let states = table.states().map(|state| {
+                let seen = state.filter(|(_, next)| seen(*next));
+                seen.map(|(value, _)| value).collect::<Vec<u8>>()
+            });
+            let states: Vec<_> = states.collect();
+            let counts = states.iter().map(Vec::len);
+            by_state = counts.clone().min().zip(counts.max());
+            values = Some(states.into_iter().flatten().collect::<BTreeSet<u8>>());
+        } else if let Some(left) = register.by_value.filter(|_| writes)
+            && let Some(left) = self.by_value.get(usize::from(left))
+        {
+            let start = |value: &u8| left.at((*value).into()).unwrap_or(start);
+            let seen = (0..=u8::MAX).filter(|value| !self.is_nothing(start(value)));
+            values = Some(seen.collect());
+        }
+        if values.as_ref().is_some_and(BTreeSet::is_empty) {
+            return None;
+        }
+        let values = values.filter(|values| values.len() < 256);
+        Some(Hook {
+            space: register.space,
+            offset: register.offset,
+            width: register.width,
+            writes,
+            names: vec![register.name.clone()],
+            values: values.map(|values| values.into_iter().collect()),
+            by_state: by_state.filter(|(fewest, most)| fewest != most),
+        })
     }
 
     /// How each page of 4096 bytes of a space may be mapped.
@@ -181,107 +173,22 @@ impl Model {
         }
         unknown
     }
-
-    fn effective_values(&self, start: u16, live: &BTreeSet<Slot>) -> Vec<u8> {
-        let values = 0..=u8::MAX;
-        values
-            .filter(|value| self.may_matter(start, Some((*value).into()), live))
-            .collect()
-    }
-
-    /// Whether a rule can do anything that matters, for a value, or for some.
-    pub(crate) fn may_matter(&self, start: u16, value: Option<u64>, live: &BTreeSet<Slot>) -> bool {
-        let mut known = [None; 256];
-        for &(slot, constant) in &self.constants {
-            if let Some(place) = known.get_mut(usize::from(slot)) {
-                *place = Some(constant);
-            }
-        }
-        if let Some(place) = known.get_mut(usize::from(VALUE)) {
-            *place = value;
-        }
-        let mut paths = MAX_PATHS;
-        self.path_matters(usize::from(start), known, live, &mut paths)
-    }
-
-    /// Follows a rule, both ways where it is not known which way it goes.
-    fn path_matters(
-        &self,
-        mut at: usize,
-        mut known: [Option<u64>; 256],
-        live: &BTreeSet<Slot>,
-        paths: &mut u32,
-    ) -> bool {
-        *paths = paths.saturating_sub(1);
-        if *paths == 0 {
-            return true;
-        }
-        let get = |known: &[Option<u64>; 256], slot: Slot| {
-            known.get(usize::from(slot)).copied().flatten()
-        };
-        loop {
-            let Some(&op) = self.ops.get(at) else {
-                return false;
-            };
-            at += 1;
-            let (written, jump) = match op {
-                Op::End => return false,
-                Op::Set { to, .. } if live.contains(&to) => return true,
-                Op::Set { to, .. } | Op::Peek { to, .. } | Op::Device { to, .. } => {
-                    (Some((to, None)), None)
-                }
-                Op::Copy { to, from } => (Some((to, get(&known, from))), None),
-                Op::Unary { operator, to, from } => {
-                    let value = get(&known, from).map(|from| unary(operator, from));
-                    (Some((to, value)), None)
-                }
-                Op::Binary {
-                    operator,
-                    to,
-                    left,
-                    right,
-                } => {
-                    let both = get(&known, left).zip(get(&known, right));
-                    let value = both.map(|(left, right)| binary(operator, left, right));
-                    (Some((to, value)), None)
-                }
-                Op::Jump(to) => (None, Some((Some(true), to))),
-                Op::JumpIfZero { slot, to } => {
-                    (None, Some((get(&known, slot).map(|value| value == 0), to)))
-                }
-                Op::JumpUnlessAny { slot, mask, to } => {
-                    let both = get(&known, slot).zip(get(&known, mask));
-                    (None, Some((both.map(|(slot, mask)| slot & mask == 0), to)))
-                }
-                Op::JumpUnlessEqual { left, right, to } => {
-                    let both = get(&known, left).zip(get(&known, right));
-                    (None, Some((both.map(|(left, right)| left != right), to)))
-                }
-                Op::Require { slot, .. } if get(&known, slot).is_none_or(|value| value == 0) => {
-                    return true;
-                }
-                Op::Require { .. } => (None, None),
-                Op::Check { .. }
-                | Op::Fetch { .. }
-                | Op::Put { .. }
-                | Op::Forward(_)
-                | Op::Reset => return true,
-            };
-            if let Some((to, value)) = written
-                && let Some(place) = known.get_mut(usize::from(to))
-            {
-                *place = value;
-            }
-            match jump {
-                Some((Some(true), to)) => at = usize::from(to),
-                Some((None, to)) if self.path_matters(usize::from(to), known, live, paths) => {
-                    return true;
-                }
-                _ => {}
-            }
-        }
-    }
 }
 
-/// How many ways through a rule are followed before it counts as one that matters.
-const MAX_PATHS: u32 = 64;
+impl Hook {
+    /// Adds what is seen in another bank.
+    fn add(&mut self, other: &mut Self) {
+        self.names.append(&mut other.names);
+        self.values = match (self.values.take(), other.values.take()) {
+            (Some(one), Some(other)) => {
+                let both: BTreeSet<u8> = one.into_iter().chain(other).collect();
+                Some(both.into_iter().collect())
+            }
+            _ => None,
+        };
+        self.by_state = match (self.by_state, other.by_state) {
+            (Some(one), Some(other)) => Some((one.0.min(other.0), one.1.max(other.1))),
+            (one, other) => one.or(other),
+        };
+    }
+}

@@ -141,13 +141,13 @@ impl House {
             patience,
             input,
         };
-        let model = Arc::new(parse(models::RTL8139));
+        let model = parse(models::RTL8139);
         let device: Arc<dyn VfioDevice> = card.clone();
         let shown = Shown {
             address: "00:05.0".to_owned(),
             revision: Some(0x10),
         };
-        let server = Server::new(&shown, &device, space.clone(), model, sharing, tell);
+        let server = Server::new(&shown, &device, space.clone(), &model, sharing, tell);
         Self {
             card,
             space,

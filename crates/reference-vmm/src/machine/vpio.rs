@@ -204,7 +204,7 @@ impl Behind {
             source,
         })?;
         let sink: Arc<dyn DenialSink> = denials.clone();
-        let device = Modelled::new(device, Arc::clone(model), dma, &sink);
+        let device = Modelled::new(device, model, dma, &sink);
         let device = device.map_err(|source| VpioError::Model {
             function: address,
             source,

@@ -98,7 +98,7 @@ fn codes(model: &Model, properties: &[Property]) -> Vec<Code> {
                 let start = u16::MAX;
                 codes.extend(result.map(|result| Code { start, result }));
             }
-            Property::Reusable => codes.push(model.reusable),
+            Property::Reusable => codes.extend(model.reusable),
             Property::Match(_) => {}
         }
     }

@@ -378,10 +378,12 @@ impl Explorer<'_> {
             return None;
         }
         // The device may show whatever makes it reusable.
-        let reusable = [0, 1].into_iter().any(|shown| {
-            world.peeks.clear();
-            world.shown = shown;
-            self.model.evaluate(self.model.reusable, frame, world) != 0
+        let reusable = self.model.reusable.is_some_and(|reusable| {
+            [0, 1].into_iter().any(|shown| {
+                world.peeks.clear();
+                world.shown = shown;
+                self.model.evaluate(reusable, frame, world) != 0
+            })
         });
         let number = self.nodes.len();
         self.known.insert(state.clone(), number);

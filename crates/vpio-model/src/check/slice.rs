@@ -104,7 +104,10 @@ fn properties(model: &Model, rules: &[Rule]) -> Vec<(Property, BTreeSet<Slot>)> 
         let sources = codes.iter().flat_map(|code| expression(model, *code));
         sources.collect()
     };
-    let mut all = vec![(Property::Reusable, of(&[model.reusable]))];
+    let reusable = model.reusable.iter();
+    let mut all: Vec<_> = reusable
+        .map(|reusable| (Property::Reusable, of(&[*reusable])))
+        .collect();
     for (transfer, i) in model.transfers.iter().zip(0..) {
         let codes = [transfer.address, transfer.length, transfer.active];
         all.push((Property::Transfer(i), of(&codes)));

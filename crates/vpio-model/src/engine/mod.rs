@@ -15,7 +15,7 @@ pub use state::{EngineState, StateError};
 
 use crate::language::{Access, Policy};
 use crate::model::program::{Frame, Host, Which};
-use crate::model::{Found, Model};
+use crate::model::{Found, Model, Next};
 use table::Outstanding;
 
 /// Where an access goes.
@@ -50,6 +50,8 @@ pub(crate) enum Rule {
         start: u16,
         /// For each value.
         by_value: Option<u16>,
+        /// What it makes of state and value.
+        by_state: Option<u16>,
     },
 }
 
@@ -64,6 +66,7 @@ pub struct Engine<D> {
     dma: D,
     reasons: Vec<Arc<str>>,
     unknown: Arc<str>,
+    hooked: u64,
 }
 
 /// What rules see of the world.
@@ -160,6 +163,7 @@ impl Model {
                     return Some(candidate.rule.map_or(Rule::Free, |start| Rule::At {
                         start,
                         by_value: candidate.by_value,
+                        by_state: candidate.by_state,
                     }));
                 }
                 None
@@ -183,6 +187,7 @@ impl<D: Dma> Engine<D> {
                 .map(|denial| denial.reason.as_str().into())
                 .collect(),
             unknown: "the model does not know this access".into(),
+            hooked: 0,
             frame,
             dma,
             model,
@@ -203,6 +208,12 @@ impl<D: Dma> Engine<D> {
     pub fn variable(&self, name: &str) -> Option<u64> {
         let found = self.model.variables.iter().find(|v| v.name == name)?;
         Some(self.frame.get(found.slot))
+    }
+
+    /// How many accesses the model had to see until now: those that changed its state or were denied, and those that a rule decided about
+    /// by more than a few bits of state.
+    pub fn hooked(&self) -> u64 {
+        self.hooked
     }
 
     /// The guest writes. What the device is to be given, which may be something else.
@@ -250,17 +261,41 @@ impl<D: Dma> Engine<D> {
         value: u64,
         physical: &impl Physical,
     ) -> Result<u64, Denied> {
-        match self.model.rule(access, at, &mut self.frame) {
-            None => Err(self.unknown()),
-            Some(Rule::Free) => Ok(value),
-            Some(Rule::At { start, by_value }) => {
-                let start = by_value
-                    .and_then(|table| self.model.by_value.get(usize::from(table))?.at(value))
-                    .unwrap_or(start);
-                self.run(start, value, physical)?;
-                Ok(self.frame.forward.unwrap_or(value))
+        let Some(rule) = self.model.rule(access, at, &mut self.frame) else {
+            return Err(self.unknown());
+        };
+        let Rule::At {
+            start,
+            by_value,
+            by_state,
+        } = rule
+        else {
+            return Ok(value);
+        };
+        let table = self.model.table(by_state);
+        match table.map_or(Next::Rule, |table| table.next(&self.frame, value)) {
+            Next::Same => return Ok(value),
+            Next::State(state) => {
+                self.hooked += 1;
+                if self.lent {
+                    self.give_back(physical);
+                }
+                if let Some(table) = self.model.table(by_state) {
+                    table.enter(state, &mut self.frame);
+                }
+                return Ok(value);
             }
+            Next::Rule => {}
         }
+        let start = by_value
+            .and_then(|table| self.model.by_value.get(usize::from(table))?.at(value))
+            .unwrap_or(start);
+        if self.model.is_nothing(start) {
+            return Ok(value);
+        }
+        self.hooked += 1;
+        self.run(start, value, physical)?;
+        Ok(self.frame.forward.unwrap_or(value))
     }
 
     /// The device interrupts. To be called before the guest is told.
@@ -296,7 +331,8 @@ impl<D: Dma> Engine<D> {
     /// Whether the device can be given to somebody else now: nothing is under way that the guest would miss.
     pub fn is_reusable(&mut self, physical: &impl Physical) -> bool {
         let (model, frame, mut live) = self.live(physical);
-        model.evaluate(model.reusable, frame, &mut live) != 0
+        let reusable = model.reusable;
+        reusable.is_some_and(|reusable| model.evaluate(reusable, frame, &mut live) != 0)
     }
 
     /// The device was reset.
@@ -386,7 +422,8 @@ impl<D: Dma> Engine<D> {
     }
 
     #[cold]
-    fn unknown(&self) -> Denied {
+    fn unknown(&mut self) -> Denied {
+        self.hooked += 1;
         Denied {
             policy: self.model.policy,
             reason: self.unknown.clone(),

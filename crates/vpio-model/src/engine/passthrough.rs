@@ -6,7 +6,9 @@ use crate::language::Policy;
 pub struct Passthrough<D, P> {
     engine: Engine<D>,
     physical: P,
-    counts: Counts,
+    accesses: u64,
+    denied: u64,
+    resets: u64,
 }
 
 /// What went through.
@@ -14,6 +16,8 @@ pub struct Passthrough<D, P> {
 pub struct Counts {
     /// Accesses in all.
     pub accesses: u64,
+    /// Those that the model had to see ([`Engine::hooked`]).
+    pub hooked: u64,
     /// Those that were denied.
     pub denied: u64,
     /// Resets that the model asked for.
@@ -26,7 +30,9 @@ impl<D: Dma, P: Physical> Passthrough<D, P> {
         let mut this = Self {
             engine,
             physical,
-            counts: Counts::default(),
+            accesses: 0,
+            denied: 0,
+            resets: 0,
         };
         this.reset();
         this
@@ -44,7 +50,12 @@ impl<D: Dma, P: Physical> Passthrough<D, P> {
 
     /// What went through until now.
     pub fn counts(&self) -> Counts {
-        self.counts
+        Counts {
+            accesses: self.accesses,
+            hooked: self.engine.hooked(),
+            denied: self.denied,
+            resets: self.resets,
+        }
     }
 
     /// Writes a register.
@@ -53,7 +64,7 @@ impl<D: Dma, P: Physical> Passthrough<D, P> {
     ///
     /// The model denies it, and nothing was written; a [`Policy::Reset`] is carried out already.
     pub fn write(&mut self, at: At, value: u64) -> Result<(), Denied> {
-        self.counts.accesses += 1;
+        self.accesses += 1;
         match self.engine.write(at, value, &self.physical) {
             Ok(value) => {
                 self.physical.write(at.space, at.offset, at.width, value);
@@ -69,7 +80,7 @@ impl<D: Dma, P: Physical> Passthrough<D, P> {
     ///
     /// The model denies it; a [`Policy::Reset`] is carried out already.
     pub fn read(&mut self, at: At) -> Result<u64, Denied> {
-        self.counts.accesses += 1;
+        self.accesses += 1;
         match self.engine.before_read(at) {
             Err(denied) => Err(self.denied(denied)),
             Ok(watched) => {
@@ -143,9 +154,9 @@ impl<D: Dma, P: Physical> Passthrough<D, P> {
     }
 
     fn denied(&mut self, denied: Denied) -> Denied {
-        self.counts.denied += 1;
+        self.denied += 1;
         if denied.policy == Policy::Reset {
-            self.counts.resets += 1;
+            self.resets += 1;
             self.reset();
         }
         denied

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::compile::MAX_OPS;
 use super::program::{Op, Slot, VALUE, Which, binary, unary};
 use crate::language::syntax::Binary;
 
@@ -13,32 +14,28 @@ const WORTH_IT: usize = 8;
 pub struct ByValue(Box<[u16]>);
 
 impl ByValue {
-    /// Appends to a model's ops, up to `most`, what the rule that begins at `start` comes down to. None if that is no less for any value.
+    /// Appends to a model's ops, up to [`MAX_OPS`], what the rule that begins at `start` comes down to. None if that is no less for any value.
     pub fn append(
         ops: &mut Vec<Op>,
         start: u16,
         constants: &BTreeMap<u64, Slot>,
         variables: &BTreeSet<Slot>,
-        most: usize,
     ) -> Option<Self> {
         let rule: Vec<Op> = ops.iter().skip(start.into()).copied().collect();
         let end = rule.iter().position(|op| *op == Op::End)?;
         let rule = rule.get(..=end).filter(|rule| rule.len() >= WORTH_IT)?;
         let mut known: HashMap<Vec<Op>, u16> = HashMap::new();
         let starts = (0..=u8::MAX).map(|value| {
-            let mut code = Residual::of(rule, start, value, constants, variables).link();
-            if code.len() >= rule.len() || ops.len() + code.len() > most {
+            let mut code = Residual::of(rule, start, Some(value), constants, variables).link();
+            end_early(&mut code);
+            if code.len() >= rule.len() || ops.len() + code.len() > MAX_OPS {
                 return start;
             }
             *known.entry(code.clone()).or_insert_with(|| {
                 let Ok(base) = u16::try_from(ops.len()) else {
                     return start;
                 };
-                code.iter_mut().for_each(|op| {
-                    if let Some(to) = op.target_mut() {
-                        *to += base;
-                    }
-                });
+                code.iter_mut().for_each(|op| op.lead(base));
                 ops.append(&mut code);
                 base
             })
@@ -62,7 +59,8 @@ struct Residual<'a> {
     constants: &'a BTreeMap<u64, Slot>,
     /// The same, by slot, and the value.
     fixed: Facts,
-    value: u64,
+    /// What is written, if that is known.
+    value: Option<u64>,
     /// What is known where a way through the rule leads to.
     facts: BTreeMap<u16, Facts>,
     code: Vec<(u16, Op)>,
@@ -72,15 +70,16 @@ impl<'a> Residual<'a> {
     fn of(
         rule: &[Op],
         start: u16,
-        value: u8,
+        value: Option<u8>,
         constants: &'a BTreeMap<u64, Slot>,
         variables: &BTreeSet<Slot>,
     ) -> Self {
-        let value = value.into();
+        let value = value.map(u64::from);
         let fixed = constants.iter().map(|(number, slot)| (*slot, *number));
+        let written = value.map(|value| (VALUE, value));
         let mut this = Self {
             constants,
-            fixed: fixed.chain([(VALUE, value)]).collect(),
+            fixed: fixed.chain(written).collect(),
             value,
             facts: BTreeMap::from([(start, Facts::new())]),
             code: Vec::new(),
@@ -101,7 +100,7 @@ impl<'a> Residual<'a> {
     /// Where there is this number whatever the rule does.
     fn place(&self, number: u64) -> Option<Slot> {
         let constant = self.constants.get(&number).copied();
-        constant.or_else(|| (number == self.value).then_some(VALUE))
+        constant.or_else(|| (Some(number) == self.value).then_some(VALUE))
     }
 
     /// Where to find what the slot has, which may not have been computed.
@@ -265,39 +264,117 @@ impl<'a> Residual<'a> {
         self.flow(at + 1, facts);
     }
 
-    /// The ops, with jumps that lead from the first of them on.
-    fn link(mut self) -> Vec<Op> {
-        self.code.push((u16::MAX, Op::End));
-        let place = |code: &[(u16, Op)], to: u16| code.partition_point(|(at, _)| *at < to);
-        let trivial = |code: &[(u16, Op)]| {
-            code.iter().enumerate().position(
-                |(index, (_, op))| matches!(op, Op::Jump(to) if place(code, *to) == index + 1),
-            )
-        };
-        while let Some(index) = trivial(&self.code) {
-            self.code.remove(index);
+    /// The ops, with jumps that lead from the first of them on. The last is an end, and no other.
+    fn link(self) -> Vec<Op> {
+        let mut code = self.code;
+        if code.last().is_none_or(|(_, op)| *op != Op::End) {
+            code.push((u16::MAX, Op::End));
         }
-        let code = self.code;
+        let code = needed(code);
         let linked = code.iter().map(|(_, op)| {
             let mut op = *op;
-            if let Some(to) = op.target_mut() {
-                let there = place(&code, *to);
-                if let (Op::Jump(_), Some((_, Op::End))) = (&op, code.get(there)) {
-                    return Op::End;
-                }
-                if let (Some(to), Ok(there)) = (op.target_mut(), u16::try_from(there)) {
-                    *to = there;
-                }
+            if let Some(to) = op.target_mut()
+                && let Ok(there) = u16::try_from(code.partition_point(|(at, _)| at < to))
+            {
+                *to = there;
             }
             op
         });
-        let mut linked: Vec<Op> = linked.collect();
-        // The one that was added, unless it is needed.
-        if let [.., Op::End, Op::End] = linked[..] {
-            linked.pop();
-        }
-        linked
+        linked.collect()
     }
+}
+
+/// A set of slots.
+#[derive(Clone, Copy, Default)]
+struct Slots([u64; 4]);
+
+impl Slots {
+    fn place(&mut self, slot: Slot) -> Option<(&mut u64, u64)> {
+        let word = self.0.get_mut(usize::from(slot / 64))?;
+        Some((word, 1 << (slot % 64)))
+    }
+
+    fn insert(&mut self, slot: Slot) {
+        if let Some((word, bit)) = self.place(slot) {
+            *word |= bit;
+        }
+    }
+
+    /// Whether it was there.
+    fn remove(&mut self, slot: Slot) -> bool {
+        self.place(slot).is_some_and(|(word, bit)| {
+            let was = *word & bit != 0;
+            *word &= !bit;
+            was
+        })
+    }
+
+    fn extend(&mut self, other: Self) {
+        for (word, more) in self.0.iter_mut().zip(other.0) {
+            *word |= more;
+        }
+    }
+}
+
+/// Ends where a jump leads to the end.
+fn end_early(code: &mut [Op]) {
+    let last = u16::try_from(code.len().saturating_sub(1));
+    for op in code {
+        if let Op::Jump(to) = op
+            && last.is_ok_and(|last| *to == last)
+        {
+            *op = Op::End;
+        }
+    }
+}
+
+/// Without jumps that lead to where it goes on anyway, and results that nothing looks at.
+fn needed(code: Vec<(u16, Op)>) -> Vec<(u16, Op)> {
+    // From the end on, with what is looked at from there on: every jump leads to what was seen.
+    let mut kept: Vec<((u16, Op), Slots)> = Vec::with_capacity(code.len());
+    for (at, op) in code.into_iter().rev() {
+        let mut looked_at = match kept.last() {
+            Some((_, slots)) if !matches!(op, Op::Jump(_)) => *slots,
+            _ => Slots::default(),
+        };
+        if let Some(to) = op.target() {
+            let there = kept.partition_point(|((at, _), _)| *at >= to);
+            if there == kept.len() {
+                continue;
+            }
+            let there = there.checked_sub(1).and_then(|there| kept.get(there));
+            looked_at.extend(there.map(|(_, slots)| *slots).unwrap_or_default());
+        }
+        if let Some(to) = op.computes()
+            && !looked_at.remove(to)
+        {
+            continue;
+        }
+        op.reads().for_each(|slot| looked_at.insert(slot));
+        kept.push(((at, op), looked_at));
+    }
+    kept.into_iter().rev().map(|(op, _)| op).collect()
+}
+
+/// What a rule comes down to, in its place. Whether anything is left.
+pub fn shorten(
+    ops: &mut [Op],
+    start: u16,
+    constants: &BTreeMap<u64, Slot>,
+    variables: &BTreeSet<Slot>,
+) -> bool {
+    let rule = ops.get(usize::from(start)..).unwrap_or_default();
+    let Some(end) = rule.iter().position(|op| *op == Op::End) else {
+        return true;
+    };
+    let rule = rule.get(..=end).unwrap_or_default();
+    let mut code = Residual::of(rule, start, None, constants, variables).link();
+    if code.len() <= rule.len() {
+        code.iter_mut().for_each(|op| op.lead(start));
+        let place = ops.iter_mut().skip(start.into());
+        place.zip(&code).for_each(|(place, op)| *place = *op);
+    }
+    code.len() > 1
 }
 
 fn learn(facts: &mut Facts, slot: Slot, number: Option<u64>) {
@@ -333,32 +410,30 @@ mod tests {
     #[derive(Default, Debug, PartialEq)]
     struct World(Vec<u64>);
 
-    impl World {
-        fn answer(&mut self, numbers: &[u64]) -> u64 {
-            self.0.extend(numbers);
-            let sum = numbers
-                .iter()
-                .fold(0_u64, |sum, n| sum.wrapping_mul(31).wrapping_add(*n));
-            sum.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-        }
+    fn answer(numbers: &[u64]) -> u64 {
+        let sum = numbers
+            .iter()
+            .fold(0_u64, |sum, n| sum.wrapping_mul(31).wrapping_add(*n));
+        sum.wrapping_mul(0x9e37_79b9_7f4a_7c15)
     }
 
     impl Host for World {
         fn translate(&mut self, address: u64, length: u64, _access: Access) -> Option<u64> {
-            let answer = self.answer(&[1, address, length]);
+            let answer = answer(&[1, address, length]);
             (answer >> 62 != 0).then_some(answer)
         }
 
+        // What nothing looks at need not be read.
         fn peek(&mut self, register: u16) -> u64 {
-            self.answer(&[2, register.into()])
+            answer(&[2, register.into()])
         }
 
         fn put(&mut self, register: u16, value: u64) {
-            self.answer(&[3, register.into(), value]);
+            self.0.extend([3, register.into(), value]);
         }
 
         fn approve(&mut self, transfer: u8, address: u64, length: u64) {
-            self.answer(&[4, transfer.into(), address, length]);
+            self.0.extend([4, transfer.into(), address, length]);
         }
 
         fn fetch(
@@ -370,7 +445,9 @@ mod tests {
             from: u64,
             to: u64,
         ) -> Option<u64> {
-            let answer = self.answer(&[5, table.into(), from, to]);
+            let asked = [5, table.into(), from, to];
+            self.0.extend(asked);
+            let answer = answer(&asked);
             (answer >> 62 != 0).then_some(answer)
         }
     }

@@ -6,15 +6,14 @@ mod declare;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use super::by_value::ByValue;
-use super::lookup::Lookup;
 use super::program::{Code, Op, Slot, VARIABLES};
-use super::{Buffer, Follow, Model, Table};
+use super::{Buffer, Follow, Free, Model, Table};
 use crate::language::Diagnostic;
 use crate::language::syntax::{
     Access, Expr, ExprKind, Item, Name, Span, Statement, TableItem, Trigger,
 };
-use code::MAX_OPS;
+
+pub use code::MAX_OPS;
 
 type Result<T> = std::result::Result<T, Diagnostic>;
 
@@ -86,7 +85,7 @@ struct Compiler<'a> {
     later: Vec<(Scope, Later<'a>)>,
     /// The fields of the table that is compiled.
     fields: Vec<(String, Slot)>,
-    free: Vec<(u8, u64, u64, Option<Access>)>,
+    free: Vec<Free>,
     reusable: Option<Code>,
     out: Parts,
 }
@@ -104,7 +103,6 @@ struct Parts {
     denials: Vec<super::Denial>,
     promises: Vec<super::Promise>,
     ops: Vec<Op>,
-    by_value: Vec<ByValue>,
     interrupt: Option<u16>,
     timer: Option<u16>,
     save: Option<u16>,
@@ -134,8 +132,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         Diagnostic::new("the model does not say when the device is reusable", &whole)
             .label("add `reusable when …;`")
     })?;
-    compiler.by_value();
-    let lookups = compiler.lookups().into();
+    let free = std::mem::take(&mut compiler.free);
     let constants = compiler
         .constants
         .iter()
@@ -152,7 +149,6 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         denials,
         promises,
         ops,
-        by_value,
         interrupt,
         timer,
         save,
@@ -160,7 +156,8 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         most_sets,
     } = compiler.out;
     let shadow_bytes = place_shadows(&mut tables)?;
-    Ok(Model {
+    let written = ops.len();
+    let mut model = Model {
         name,
         policy,
         spaces,
@@ -173,16 +170,21 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         promises,
         constants,
         ops,
-        by_value,
+        written,
+        by_value: Vec::new(),
+        by_state: Vec::new(),
         interrupt,
         timer,
-        reusable,
+        reusable: Some(reusable),
         save,
         restore,
-        lookups,
+        free,
+        lookups: Vec::new().into(),
         most_sets,
         shadow_bytes,
-    })
+    };
+    model.work_out();
+    Ok(model)
 }
 
 /// Gives each table its part of the shadow memory: one copy, or one for each entry that points at it.
@@ -474,55 +476,5 @@ impl<'a> Compiler<'a> {
             }
         }
         Ok(())
-    }
-
-    /// What rules come down to, as long as there is room for it.
-    fn by_value(&mut self) {
-        let slots = self.out.variables.iter().map(|variable| variable.slot);
-        let slots = slots.collect();
-        for register in self.out.registers.iter_mut().filter(|r| r.width == 1) {
-            if let Some(start) = register.on_write
-                && let Ok(number) = u16::try_from(self.out.by_value.len())
-                && let Some(rule) =
-                    ByValue::append(&mut self.out.ops, start, &self.constants, &slots, MAX_OPS)
-            {
-                register.by_value = Some(number);
-                self.out.by_value.push(rule);
-            }
-        }
-    }
-
-    fn lookups(&self) -> Vec<Lookup> {
-        let mut lookups: Vec<Lookup> = self
-            .out
-            .spaces
-            .iter()
-            .map(|space| Lookup::new(space.size))
-            .collect();
-        for access in [Access::Read, Access::Write] {
-            let accepts =
-                |only: &Option<Access>| only.is_none() || only.is_some_and(|only| only == access);
-            for (space, first, end, only) in &self.free {
-                if accepts(only)
-                    && let Some(lookup) = lookups.get_mut(usize::from(*space))
-                {
-                    lookup.free(access, *first, *end);
-                }
-            }
-            let mut groups: BTreeMap<(u8, u64), Vec<u16>> = BTreeMap::new();
-            for (register, index) in self.out.registers.iter().zip(0..) {
-                if accepts(&register.direction) {
-                    let group = groups.entry((register.space, register.offset));
-                    group.or_default().push(index);
-                }
-            }
-            for ((space, _), group) in groups {
-                if let Some(lookup) = lookups.get_mut(usize::from(space)) {
-                    lookup.registers(access, &group, &self.out.registers);
-                }
-            }
-        }
-        lookups.iter_mut().for_each(Lookup::finish);
-        lookups
     }
 }

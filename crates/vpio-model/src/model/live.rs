@@ -26,7 +26,9 @@ impl Model {
         let banks = self.registers.iter().filter_map(|register| register.when);
         let mut codes: Vec<Code> = banks.collect();
         for transfer in &self.transfers {
-            codes.extend([transfer.address, transfer.length, transfer.active]);
+            codes.extend([transfer.address, transfer.length]);
+            // What the device does on its own is the checker's affair.
+            codes.extend((sharing == Sharing::Shared).then_some(transfer.active));
         }
         for table in &self.tables {
             codes.extend(table.at.iter().flat_map(|(base, count)| [*base, *count]));
@@ -37,7 +39,7 @@ impl Model {
             codes.extend(tests.into_iter().flatten());
         }
         if sharing == Sharing::Shared {
-            codes.push(self.reusable);
+            codes.extend(self.reusable);
         }
         codes
     }
@@ -97,49 +99,14 @@ impl Flow {
         self.temporary.get(&slot).cloned().unwrap_or_else(own)
     }
 
-    fn flows(&mut self, to: Slot, from: &[Slot]) {
-        let sources: Vec<Slot> = from.iter().flat_map(|slot| self.sources(*slot)).collect();
-        self.temporary.entry(to).or_default().extend(sources);
-    }
-
-    fn decides(&mut self, slots: &[Slot]) {
-        let sources: Vec<Slot> = slots.iter().flat_map(|slot| self.sources(*slot)).collect();
-        self.decisive.extend(sources);
-    }
-
     fn add(&mut self, op: Op) {
+        let sources: BTreeSet<Slot> = op.reads().flat_map(|slot| self.sources(slot)).collect();
         match op {
-            Op::Set { to, from } => {
-                let sources = self.sources(from);
-                self.sets.push((to, sources));
-            }
-            Op::Copy { to, from } | Op::Unary { to, from, .. } | Op::Device { to, from } => {
-                self.flows(to, &[from]);
-            }
-            Op::Binary {
-                to, left, right, ..
-            } => self.flows(to, &[left, right]),
-            Op::JumpIfZero { slot, .. } | Op::Require { slot, .. } | Op::Forward(slot) => {
-                self.decides(&[slot]);
-            }
-            Op::JumpUnlessAny {
-                slot: left,
-                mask: right,
-                ..
-            }
-            | Op::JumpUnlessEqual { left, right, .. }
-            | Op::Fetch {
-                from: left,
-                to: right,
-                ..
-            }
-            | Op::Put {
-                value: left,
-                times: right,
-                ..
-            } => self.decides(&[left, right]),
-            Op::Peek { to, .. } => self.flows(to, &[]),
-            Op::End | Op::Jump(_) | Op::Check { .. } | Op::Reset => {}
+            Op::Set { to, .. } => self.sets.push((to, sources)),
+            _ => match op.computes() {
+                Some(to) => self.temporary.entry(to).or_default().extend(sources),
+                None => self.decisive.extend(sources),
+            },
         }
     }
 }

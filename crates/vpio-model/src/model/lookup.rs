@@ -1,7 +1,9 @@
 //! From an offset to what the model says about an access there.
 
-use super::Register;
+use std::collections::BTreeMap;
+
 use super::program::Code;
+use super::{Model, Register};
 use crate::language::Access;
 
 /// Spaces larger than this are looked up by 4 bytes.
@@ -29,15 +31,33 @@ pub enum Found<'a> {
     Ruled(&'a [Candidate]),
 }
 
+impl Found<'_> {
+    /// Whether an access of this width changes nothing, in whatever state.
+    #[inline]
+    pub fn is_free(self, width: u8) -> bool {
+        match self {
+            Self::Unknown => false,
+            Self::Free => true,
+            Self::Ruled(list) => {
+                let first = list.iter().find(|one| one.width == width);
+                first.is_some_and(|one| one.rule.is_none() && one.when.is_none())
+            }
+        }
+    }
+}
+
 /// What an access needs to know of a register.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate {
     pub width: u8,
     /// The bank.
     pub when: Option<Code>,
+    /// None: it changes nothing.
     pub rule: Option<u16>,
     /// Of a register of one byte: which of [`Model::by_value`](super::Model::by_value) is the rule for each value.
     pub by_value: Option<u16>,
+    /// The same of [`Model::by_state`](super::Model::by_state).
+    pub by_state: Option<u16>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,6 +70,34 @@ pub struct Lookup {
 }
 
 impl Lookup {
+    /// Of each space of a model.
+    pub fn all(model: &Model) -> Vec<Self> {
+        let spaces = model.spaces.iter();
+        let mut lookups: Vec<Self> = spaces.map(|space| Self::new(space.size)).collect();
+        for access in [Access::Read, Access::Write] {
+            let accepts = |only: Option<Access>| only.is_none_or(|only| only == access);
+            for free in model.free.iter().filter(|free| accepts(free.direction)) {
+                if let Some(lookup) = lookups.get_mut(usize::from(free.space)) {
+                    lookup.free(access, free.first, free.end);
+                }
+            }
+            let mut groups: BTreeMap<(u8, u64), Vec<&Register>> = BTreeMap::new();
+            for register in &model.registers {
+                if accepts(register.direction) {
+                    let group = groups.entry((register.space, register.offset));
+                    group.or_default().push(register);
+                }
+            }
+            for ((space, _), group) in groups {
+                if let Some(lookup) = lookups.get_mut(usize::from(space)) {
+                    lookup.registers(access, &group, model);
+                }
+            }
+        }
+        lookups.iter_mut().for_each(Self::finish);
+        lookups
+    }
+
     pub fn new(size: u64) -> Self {
         let shift = if size > FINE { 2 } else { 0 };
         let places = usize::try_from(size.div_ceil(1 << shift)).unwrap_or(0);
@@ -89,14 +137,14 @@ impl Lookup {
         classes.iter_mut().skip(first).take(count)
     }
 
-    pub fn free(&mut self, access: Access, first: u64, end: u64) {
+    fn free(&mut self, access: Access, first: u64, end: u64) {
         for class in self.places(access, first, end) {
             *class = Class::Free(1);
         }
     }
 
     /// To be called when everything was added.
-    pub fn finish(&mut self) {
+    fn finish(&mut self) {
         for classes in [&mut self.reads, &mut self.writes] {
             let mut row = 0_u16;
             for class in classes.iter_mut().rev() {
@@ -112,10 +160,8 @@ impl Lookup {
     }
 
     /// Adds the registers that begin at one offset, in the order in which they are tried. They cover what was free.
-    pub fn registers(&mut self, access: Access, indices: &[u16], registers: &[Register]) {
-        let list = indices
-            .iter()
-            .filter_map(|&index| registers.get(usize::from(index)));
+    fn registers(&mut self, access: Access, list: &[&Register], model: &Model) {
+        let list = list.iter();
         let Some(first) = list.clone().map(|register| register.offset).next() else {
             return;
         };
@@ -135,13 +181,13 @@ impl Lookup {
             };
         }
         if ruled {
-            let candidate = |register: &Register| Candidate {
+            let written = access == Access::Write;
+            let candidate = |register: &&Register| Candidate {
                 width: register.width,
                 when: register.when,
-                rule: register.rule(access),
-                by_value: (access == Access::Write)
-                    .then_some(register.by_value)
-                    .flatten(),
+                rule: register.rule(access).filter(|at| !model.is_nothing(*at)),
+                by_value: register.by_value.filter(|_| written),
+                by_state: register.by_state.filter(|_| written),
             };
             self.lists.push(list.map(candidate).collect());
         }

@@ -1,19 +1,24 @@
 //! A model, compiled: tables that the [engine](crate::engine) works through.
 
+mod by_state;
 mod by_value;
 mod compile;
 mod live;
 mod lookup;
 pub(crate) mod program;
+mod sharing;
 
 use std::sync::Arc;
 
 use crate::language::{self, Access, Kind, LanguageError, Policy};
+use by_state::ByState;
 use by_value::ByValue;
 use lookup::Lookup;
 use program::{Code, Op, Slot};
 
+pub(crate) use by_state::Next;
 pub(crate) use lookup::{Class, Found};
+pub use sharing::Sharing;
 
 /// A model of a device, ready for an [`Engine`](crate::engine::Engine).
 #[derive(Clone, Debug)]
@@ -31,12 +36,17 @@ pub struct Model {
     pub(crate) constants: Vec<(Slot, u64)>,
     /// The rules, and behind them what they come down to for values.
     pub(crate) ops: Vec<Op>,
+    /// How many of them are the rules.
+    pub(crate) written: usize,
     pub(crate) by_value: Vec<ByValue>,
+    pub(crate) by_state: Vec<ByState>,
     pub(crate) interrupt: Option<u16>,
     pub(crate) timer: Option<u16>,
-    pub(crate) reusable: Code,
+    /// None: nobody asks.
+    pub(crate) reusable: Option<Code>,
     pub(crate) save: Option<u16>,
     pub(crate) restore: Option<u16>,
+    pub(crate) free: Vec<Free>,
     pub(crate) lookups: Arc<[Lookup]>,
     /// Most assignments that one event makes.
     pub(crate) most_sets: usize,
@@ -85,15 +95,6 @@ impl Model {
 /// The shadow of each table begins at a multiple of this.
 pub(crate) const SHADOW_ALIGNMENT: u64 = 4096;
 
-/// How many guests a device has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Sharing {
-    /// One: when the device is reusable, and what it must be told again, matters to nobody.
-    Exclusive,
-    /// Several, which take turns.
-    Shared,
-}
-
 /// A range of registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Space {
@@ -138,6 +139,18 @@ pub(crate) struct Register {
     pub on_write: Option<u16>,
     /// Which of [`Model::by_value`] is for its writes.
     pub by_value: Option<u16>,
+    /// Which of [`Model::by_state`] is.
+    pub by_state: Option<u16>,
+}
+
+/// Bytes that are accessed freely.
+#[derive(Clone, Debug)]
+pub(crate) struct Free {
+    pub space: u8,
+    pub first: u64,
+    pub end: u64,
+    /// None: both.
+    pub direction: Option<Access>,
 }
 
 impl Register {

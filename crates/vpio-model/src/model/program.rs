@@ -102,6 +102,52 @@ impl Op {
         self.target_mut().copied()
     }
 
+    /// The numbers that it works on.
+    pub fn reads(self) -> impl Iterator<Item = Slot> {
+        let both = match self {
+            Self::End | Self::Jump(_) | Self::Check { .. } | Self::Peek { .. } | Self::Reset => {
+                [None, None]
+            }
+            Self::Set { from, .. }
+            | Self::Copy { from, .. }
+            | Self::Unary { from, .. }
+            | Self::Device { from, .. } => [Some(from), None],
+            Self::JumpIfZero { slot, .. } | Self::Require { slot, .. } | Self::Forward(slot) => {
+                [Some(slot), None]
+            }
+            Self::Binary { left, right, .. }
+            | Self::JumpUnlessEqual { left, right, .. }
+            | Self::JumpUnlessAny {
+                slot: left,
+                mask: right,
+                ..
+            }
+            | Self::Fetch {
+                from: left,
+                to: right,
+                ..
+            }
+            | Self::Put {
+                value: left,
+                times: right,
+                ..
+            } => [Some(left), Some(right)],
+        };
+        both.into_iter().flatten()
+    }
+
+    /// Where an intermediate result goes, if it does nothing but compute one.
+    pub fn computes(self) -> Option<Slot> {
+        match self {
+            Self::Copy { to, .. }
+            | Self::Binary { to, .. }
+            | Self::Unary { to, .. }
+            | Self::Device { to, .. }
+            | Self::Peek { to, .. } => Some(to),
+            _ => None,
+        }
+    }
+
     /// The same, to be changed.
     pub fn target_mut(&mut self) -> Option<&mut u16> {
         match self {
@@ -110,6 +156,13 @@ impl Op {
             | Self::JumpUnlessAny { to, .. }
             | Self::JumpUnlessEqual { to, .. } => Some(to),
             _ => None,
+        }
+    }
+
+    /// Its jump, which led from the start of its rule on, from where that is.
+    pub fn lead(&mut self, start: u16) {
+        if let Some(to) = self.target_mut() {
+            *to = to.saturating_add(start);
         }
     }
 }

@@ -17,7 +17,7 @@ use super::spec::{BARS, CONFIG_BYTES, VERSION, Welcome, text};
 use crate::arbiter::{self, Arbiter, GuestId, Handover, InputPolicy, Sharing};
 use crate::engine::{At, Denied};
 use crate::language::Access;
-use crate::model::Model;
+use crate::model::{self, Model};
 use crate::vfio::relay::{self, Relay};
 use crate::vfio::{Counts, GuestDma, ModelledError, regions::Regions};
 
@@ -165,7 +165,7 @@ impl Server {
         shown: &Shown,
         device: &Arc<dyn VfioDevice>,
         space: Arc<dyn DmaSpace>,
-        model: Arc<Model>,
+        model: &Model,
         sharing: Sharing,
         observer: impl Fn(&Event<'_>) + Send + Sync + 'static,
     ) -> Result<Self, ServeError> {
@@ -179,7 +179,7 @@ impl Server {
         if physical.is_lost() {
             return Err(ModelledError::Reset.into());
         }
-        let welcome = welcome(shown, &**device, &model)?;
+        let welcome = welcome(shown, &**device, model)?;
         let unmask = EventFd::new(EFD_NONBLOCK)?;
         let mut sources = Vec::new();
         if device.vectors(Interrupt::Intx) > 0 {
@@ -190,7 +190,7 @@ impl Server {
         }
         let house = Arc::new(House {
             arbiter: Mutex::new(arbiter),
-            model,
+            model: Arc::new(model.for_sharing(model::Sharing::Shared)),
             physical,
             space,
             places: Mutex::default(),

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub struct Counts {
     /// Accesses in all. Each element of a string instruction is one.
     pub accesses: u64,
-    /// Those that the model of a device with one guest has to see ([`Hooks`](crate::hooks::Hooks)).
+    /// Those that the model had to see ([`Engine::hooked`](crate::engine::Engine::hooked)).
     pub hooked: u64,
     /// Those that were denied.
     pub denied: u64,

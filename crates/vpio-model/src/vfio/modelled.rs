@@ -11,9 +11,7 @@ use super::counts::{Counters, Counts, count};
 use super::regions::Regions;
 use super::relay::{Event, Relay};
 use crate::bus::{self, DenialSink};
-use crate::engine::{At, Dma, Engine, Passthrough};
-use crate::hooks::Hooks;
-use crate::language::Access;
+use crate::engine::{Dma, Engine, Passthrough};
 use crate::model::{Model, Sharing};
 
 /// Why a device cannot be put behind a model.
@@ -45,9 +43,8 @@ pub struct Modelled<D> {
     inner: Arc<dyn VfioDevice>,
     physical: Arc<Regions>,
     device: Device<D>,
-    hooks: Hooks,
     /// By their BARs.
-    regions: Vec<(u8, u8, bus::Region<D, Arc<Regions>>)>,
+    regions: Vec<(u8, bus::Region<D, Arc<Regions>>)>,
     counters: Arc<Counters>,
     ticks: bool,
     relays: Mutex<Vec<(Interrupt, Relay)>>,
@@ -65,7 +62,7 @@ impl<D: Dma + Send + 'static> Modelled<D> {
     /// It is no such device, or cannot be reset.
     pub fn new(
         inner: Arc<dyn VfioDevice>,
-        model: Arc<Model>,
+        model: &Model,
         dma: D,
         sink: &Arc<dyn DenialSink>,
     ) -> Result<Self, ModelledError> {
@@ -75,7 +72,7 @@ impl<D: Dma + Send + 'static> Modelled<D> {
             space: space.name.clone(),
             size: space.size,
         })?);
-        let hooks = model.hooks(Sharing::Exclusive);
+        let model = Arc::new(model.for_sharing(Sharing::Exclusive));
         let ticks = model.needs_time();
         let passthrough = Passthrough::new(Engine::new(model, dma), Arc::clone(&physical));
         if physical.is_lost() {
@@ -86,14 +83,13 @@ impl<D: Dma + Send + 'static> Modelled<D> {
             .bars()
             .map(|(bar, space)| {
                 let region = bus::Region::new(Arc::clone(&device), space, Arc::clone(sink));
-                (bar, space, region)
+                (bar, region)
             })
             .collect();
         Ok(Self {
             inner,
             physical,
             device,
-            hooks,
             regions,
             counters: Arc::default(),
             ticks,
@@ -103,31 +99,20 @@ impl<D: Dma + Send + 'static> Modelled<D> {
 
     /// What happened until now.
     pub fn counts(&self) -> Counts {
-        self.counters.counts()
+        Counts {
+            hooked: lock(&self.device).counts().hooked,
+            ..self.counters.counts()
+        }
     }
 
-    /// The part of the device that a BAR is, and whether it is a hooked access.
-    fn region(
-        &self,
-        bar: u8,
-        access: Access,
-        offset: u64,
-        data: &[u8],
-    ) -> io::Result<&bus::Region<D, Arc<Regions>>> {
+    /// The part of the device that a BAR is. An access is counted.
+    fn region(&self, bar: u8) -> io::Result<&bus::Region<D, Arc<Regions>>> {
         count(&self.counters.accesses);
         let region = self.regions.iter().find(|(known, ..)| *known == bar);
-        let Some((_, space, region)) = region.filter(|_| !self.physical.is_lost()) else {
+        let Some((_, region)) = region.filter(|_| !self.physical.is_lost()) else {
             count(&self.counters.denied);
             return Err(ErrorKind::PermissionDenied.into());
         };
-        let at = At {
-            space: *space,
-            offset,
-            width: u8::try_from(data.len()).unwrap_or(u8::MAX),
-        };
-        if self.hooks.contains(access, at, bus::number(data)) {
-            count(&self.counters.hooked);
-        }
         Ok(region)
     }
 
@@ -152,7 +137,7 @@ impl<D: Dma + Send + 'static> VfioDevice for Modelled<D> {
         match index {
             RegionIndex::Config => self.inner.read(index, offset, data),
             RegionIndex::Bar(bar) => {
-                let region = self.region(bar, Access::Read, offset, data)?;
+                let region = self.region(bar)?;
                 self.done(region.read(offset, data))
             }
         }
@@ -162,7 +147,7 @@ impl<D: Dma + Send + 'static> VfioDevice for Modelled<D> {
         match index {
             RegionIndex::Config => self.inner.write(index, offset, data),
             RegionIndex::Bar(bar) => {
-                let region = self.region(bar, Access::Write, offset, data)?;
+                let region = self.region(bar)?;
                 self.done(region.write(offset, data))
             }
         }

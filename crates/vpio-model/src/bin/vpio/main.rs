@@ -156,17 +156,19 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 let space = model.spaces().get(usize::from(hook.space));
                 let space = space.map_or("?", |space| &space.name);
                 let direction = if hook.writes { "write" } else { "read" };
-                let values = hook
-                    .values
-                    .as_ref()
-                    .map(|values| format!(", {} of 256 values", values.len()));
+                let of = |count: String| format!(", {count} of 256 values");
+                let values = match (&hook.by_state, &hook.values) {
+                    (Some((fewest, most)), _) => of(format!("by state {fewest} to {most}")),
+                    (None, Some(values)) => of(values.len().to_string()),
+                    (None, None) => String::new(),
+                };
                 writeln!(
                     out,
                     "{direction:5} {space}[{:#x}]:{} {}{}",
                     hook.offset,
                     hook.width,
                     hook.names.join(" "),
-                    values.unwrap_or_default()
+                    values
                 )?;
             }
             Ok(ExitCode::SUCCESS)

@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::process::{self, ExitCode};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -91,7 +90,7 @@ pub fn run(args: &ServeArgs) -> Result<ExitCode> {
         Event::Turn(handover) if verbose => tell_turn(start.elapsed(), handover),
         _ => tell(event),
     };
-    let server = Server::new(&shown, &device, space, Arc::new(model), sharing, observer)?;
+    let server = Server::new(&shown, &device, space, &model, sharing, observer)?;
     // One that was killed leaves its socket.
     if fs::metadata(&args.socket).is_ok_and(|about| about.file_type().is_socket()) {
         fs::remove_file(&args.socket)?;

@@ -10,7 +10,7 @@ use crate::model::Denial;
 use crate::model::program::{Code, Op, Slot, Which};
 
 /// Ops of a model.
-pub(super) const MAX_OPS: usize = 1 << 15;
+pub const MAX_OPS: usize = 1 << 15;
 
 impl<'a> Compiler<'a> {
     /// Compiles a rule; its start.

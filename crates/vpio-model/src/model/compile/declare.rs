@@ -5,7 +5,7 @@ use crate::language::Diagnostic;
 use crate::language::syntax::{Expr, Item, Name, Span, TableItem};
 use crate::model::lookup::Lookup;
 use crate::model::program::{Code, INDEX, Slot, VALUE};
-use crate::model::{Field, Machine, Register, Space, Table, Transfer, Variable};
+use crate::model::{Field, Free, Machine, Register, Space, Table, Transfer, Variable};
 
 /// Stands where the code is not compiled yet.
 const LATER: Code = Code {
@@ -118,8 +118,12 @@ impl<'a> Compiler<'a> {
                 let space = self.space(space, scope)?;
                 let size = self.size(space);
                 let last = self.within(end, scope, 0, size)?;
-                let range = (self.within(first, scope, 0, last)?, last);
-                self.free.push((space, range.0, range.1, *direction));
+                self.free.push(Free {
+                    space,
+                    first: self.within(first, scope, 0, last)?,
+                    end: last,
+                    direction: *direction,
+                });
             }
             Item::Transfer {
                 name,
@@ -225,6 +229,7 @@ impl<'a> Compiler<'a> {
             on_read: None,
             on_write: None,
             by_value: None,
+            by_state: None,
         })
     }
 
