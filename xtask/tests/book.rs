@@ -5,6 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use vpio_model::model::{Model, Sharing};
+use vpio_model::models;
+
 fn pages(folder: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
@@ -59,5 +62,20 @@ fn every_link_and_include_leads_somewhere() {
                 page.display()
             );
         }
+    }
+}
+
+/// What `cargo xtask bench vpio` takes from the models themselves.
+#[test]
+fn the_pages_of_models_show_what_they_are() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |path: String| fs::read_to_string(root.join("docs/src").join(path)).unwrap();
+    for (path, text) in models::ALL {
+        let model = Model::parse(path, text).unwrap();
+        let name = Path::new(path).file_stem().unwrap().display();
+        let hooks = model.hooks_text(Sharing::Exclusive);
+        assert_eq!(read(format!("models/{name}.hooks")), hooks, "{name}");
+        let drawing = model.svg(&model.check(100_000));
+        assert_eq!(read(format!("figures/model-{name}.svg")), drawing, "{name}");
     }
 }

@@ -84,6 +84,25 @@ impl Model {
         }
     }
 
+    /// The same to be read: a line for each hook.
+    pub fn hooks_text(&self, sharing: Sharing) -> String {
+        let mut text = String::new();
+        for hook in self.hooks(sharing).registers {
+            let space = self.spaces.get(usize::from(hook.space));
+            let space = space.map_or("?", |space| &space.name);
+            let direction = if hook.writes { "write" } else { "read" };
+            let of = |count: String| format!(", {count} of 256 values");
+            let values = match (&hook.by_state, &hook.values) {
+                (Some((fewest, most)), _) => of(format!("by state {fewest} to {most}")),
+                (None, Some(values)) => of(values.len().to_string()),
+                (None, None) => String::new(),
+            };
+            let (offset, width, names) = (hook.offset, hook.width, hook.names.join(" "));
+            text += &format!("{direction:5} {space}[{offset:#x}]:{width} {names}{values}\n");
+        }
+        text
+    }
+
     /// When the model has to see an access of a register. None: never.
     fn hook(&self, register: &Register, access: Access) -> Option<Hook> {
         let writes = access == Access::Write;

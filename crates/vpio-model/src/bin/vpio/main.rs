@@ -147,29 +147,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
                 Sharing::Exclusive
             };
             let model = source.model()?;
-            let hooks = model.hooks(sharing);
             if json {
+                let hooks = model.hooks(sharing);
                 writeln!(out, "{}", serde_json::to_string_pretty(&hooks)?)?;
-                return Ok(ExitCode::SUCCESS);
-            }
-            for hook in &hooks.registers {
-                let space = model.spaces().get(usize::from(hook.space));
-                let space = space.map_or("?", |space| &space.name);
-                let direction = if hook.writes { "write" } else { "read" };
-                let of = |count: String| format!(", {count} of 256 values");
-                let values = match (&hook.by_state, &hook.values) {
-                    (Some((fewest, most)), _) => of(format!("by state {fewest} to {most}")),
-                    (None, Some(values)) => of(values.len().to_string()),
-                    (None, None) => String::new(),
-                };
-                writeln!(
-                    out,
-                    "{direction:5} {space}[{:#x}]:{} {}{}",
-                    hook.offset,
-                    hook.width,
-                    hook.names.join(" "),
-                    values
-                )?;
+            } else {
+                write!(out, "{}", model.hooks_text(sharing))?;
             }
             Ok(ExitCode::SUCCESS)
         }
