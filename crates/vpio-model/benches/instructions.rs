@@ -7,8 +7,6 @@
 
 use std::process::ExitCode;
 
-#[path = "../../vring/benches/cachegrind/mod.rs"]
-mod cachegrind;
 mod cases;
 
 /// What is recorded for one update, in the order of [`cases::CASES`].

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 
 use vring::Features;
 
-mod cachegrind;
 mod workload;
 
 const TURNS: [u32; 2] = [100, 300];

@@ -1,5 +1,7 @@
 //! Instructions as valgrind counts them: exact, and the same on every machine.
 
+#![expect(clippy::unwrap_used, reason = "a benchmark cannot go on")]
+
 use std::process::Command;
 
 /// Whether there is valgrind to count with.
@@ -8,6 +10,10 @@ pub fn is_there() -> bool {
 }
 
 /// The instructions of this program, run with these arguments.
+///
+/// # Panics
+///
+/// It cannot be counted.
 pub fn instructions(args: &[&str]) -> f64 {
     let program = std::env::current_exe().unwrap();
     let output = Command::new("valgrind")
