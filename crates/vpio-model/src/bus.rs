@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use pio_mmio_bus::bus::{
-    Access as HookAccess, AccessError, BusDevice, Hook, Outcome, Suspension, Verdict,
+    Access as HookAccess, AccessError, Bus, BusDevice, BusError, Hook, Outcome, RegionId,
+    Suspension, Verdict,
 };
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -12,7 +13,7 @@ use crate::engine::{At, Denied, Dma, Engine, Passthrough, Physical};
 use crate::language::Access;
 #[cfg(doc)]
 use crate::language::Policy;
-use crate::model::Model;
+use crate::model::{Lookup, Model};
 
 /// Told of what is denied.
 pub trait DenialSink: Send + Sync {
@@ -56,6 +57,97 @@ impl<D: Dma, P: Physical + Clone> Region<D, P> {
     }
 }
 
+impl<D: Dma + Send + 'static, P: Physical + Clone + Send + Sync + 'static> Region<D, P> {
+    /// Puts the space on a bus, from `base` on. What is free both ways leads to the device as if there were no model; an access that
+    /// is not aligned and is partly there fails. What was put there, in the order of addresses.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be there; nothing was put there.
+    pub fn insert(self, bus: &Bus, base: u64, name: &str) -> Result<Vec<RegionId>, BusError> {
+        let number = usize::from(self.space);
+        let size = self.model.spaces().get(number).map_or(0, |s| s.size);
+        let lookup = self.model.lookups.get(number);
+        let free = lookup.map(Lookup::free_ranges).unwrap_or_default();
+        let (mut parts, mut next) = (Vec::new(), 0);
+        for range in free {
+            parts.push((next..range.start, false));
+            next = range.end;
+            parts.push((range, true));
+        }
+        parts.push((next..size, false));
+        parts.retain(|(part, _)| !part.is_empty());
+        let region = Arc::new(self);
+        let device = |first, is_free| -> Arc<dyn BusDevice> {
+            let region = Arc::clone(&region);
+            if is_free {
+                let (physical, space) = (region.physical.clone(), region.space);
+                Arc::new(Free {
+                    physical,
+                    space,
+                    first,
+                })
+            } else {
+                Arc::new(Modelled { region, first })
+            }
+        };
+        let mut inserted = Vec::new();
+        for (part, is_free) in parts {
+            let first = base.saturating_add(part.start);
+            let length = part.end - part.start;
+            match bus.insert(first, length, name, device(part.start, is_free)) {
+                Ok(id) => inserted.push(id),
+                Err(error) => {
+                    for id in inserted {
+                        // It was put there just now.
+                        let _removed = bus.remove(id);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(inserted)
+    }
+}
+
+/// A part of a region, from `first` on.
+struct Modelled<D, P> {
+    region: Arc<Region<D, P>>,
+    first: u64,
+}
+
+impl<D: Dma + Send, P: Physical + Send + Sync> BusDevice for Modelled<D, P> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        self.region.read(self.first + offset, data)
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        self.region.write(self.first + offset, data)
+    }
+}
+
+/// A part of a device that its model has no interest in.
+struct Free<P> {
+    physical: P,
+    space: u8,
+    first: u64,
+}
+
+impl<P: Physical + Send + Sync> BusDevice for Free<P> {
+    fn read(&self, offset: u64, data: &mut [u8]) -> Result<(), AccessError> {
+        let at = at(self.space, self.first + offset, data.len())?;
+        put(data, self.physical.read(at.space, at.offset, at.width));
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
+        let (width, value) = number(offset, data)?;
+        let offset = self.first + offset;
+        self.physical.write(self.space, offset, width, value);
+        Ok(())
+    }
+}
+
 fn at(space: u8, offset: u64, width: usize) -> Result<At, AccessError> {
     match (width, u8::try_from(width)) {
         (1 | 2 | 4 | 8, Ok(width)) => Ok(At {
@@ -67,14 +159,18 @@ fn at(space: u8, offset: u64, width: usize) -> Result<At, AccessError> {
     }
 }
 
-/// A little-endian number of 1, 2, 4 or 8 bytes; 0 if it is none.
-pub(crate) fn number(data: &[u8]) -> u64 {
+/// The width of a little-endian number of 1, 2, 4 or 8 bytes, and the number.
+#[inline]
+pub(crate) fn number(offset: u64, data: &[u8]) -> Result<(u8, u64), AccessError> {
     match *data {
-        [a] => a.into(),
-        [a, b] => u16::from_le_bytes([a, b]).into(),
-        [a, b, c, d] => u32::from_le_bytes([a, b, c, d]).into(),
-        [a, b, c, d, e, f, g, h] => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-        _ => 0,
+        [a] => Ok((1, a.into())),
+        [a, b] => Ok((2, u16::from_le_bytes([a, b]).into())),
+        [a, b, c, d] => Ok((4, u32::from_le_bytes([a, b, c, d]).into())),
+        [a, b, c, d, e, f, g, h] => Ok((8, u64::from_le_bytes([a, b, c, d, e, f, g, h]))),
+        _ => Err(AccessError::Width {
+            offset,
+            width: data.len(),
+        }),
     }
 }
 
@@ -117,8 +213,12 @@ impl<D: Dma + Send, P: Physical + Send + Sync> BusDevice for Region<D, P> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let at = at(self.space, offset, data.len())?;
-        let value = number(data);
+        let (width, value) = number(offset, data)?;
+        let at = At {
+            space: self.space,
+            offset,
+            width,
+        };
         if self.is_free(Access::Write, at) {
             self.physical.write(at.space, at.offset, at.width, value);
             return Ok(());
@@ -218,8 +318,13 @@ impl<D: Dma + Send, P: Physical + Send> BusDevice for Port<D, P> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Result<(), AccessError> {
-        let at = at(self.space, offset, data.len())?;
-        let done = lock(&self.shared.arbiter).write(self.guest, at, number(data));
+        let (width, value) = number(offset, data)?;
+        let at = At {
+            space: self.space,
+            offset,
+            width,
+        };
+        let done = lock(&self.shared.arbiter).write(self.guest, at, value);
         done.map_err(|_| AccessError::Denied { offset })
     }
 }

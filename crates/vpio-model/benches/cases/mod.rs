@@ -164,14 +164,15 @@ impl Case {
 /// A card on a bus, behind the NE2000's model or not.
 pub fn on_bus(modelled: bool) -> BusReader {
     let card = Arc::new(Card::default());
-    let device: Arc<dyn BusDevice> = if modelled {
-        let device = Passthrough::new(engine(models::NE2000, Sharing::Exclusive), card);
-        Arc::new(Region::new(Arc::new(Mutex::new(device)), 0, Arc::new(())))
-    } else {
-        Arc::new(Bare(card))
-    };
     let bus = Bus::new(AddressSpace::Pio).unwrap();
-    bus.insert(0x300, 256, "card", device).unwrap();
+    if modelled {
+        let device = Passthrough::new(engine(models::NE2000, Sharing::Exclusive), card);
+        let region = Region::new(Arc::new(Mutex::new(device)), 0, Arc::new(()));
+        region.insert(&bus, 0x300, "card").unwrap();
+    } else {
+        let device = Arc::new(Bare(card));
+        bus.insert(0x300, 256, "card", device).unwrap();
+    }
     bus.reader()
 }
 

@@ -60,6 +60,8 @@ pub(crate) enum Rule {
 pub struct Engine<D> {
     model: Arc<Model>,
     frame: Frame,
+    /// What the variables of the model's key say.
+    state: u16,
     outstanding: Vec<Outstanding>,
     /// Whether any of them has entries.
     lent: bool,
@@ -188,6 +190,7 @@ impl<D: Dma> Engine<D> {
                 .collect(),
             unknown: "the model does not know this access".into(),
             hooked: 0,
+            state: model.key.state(&frame),
             frame,
             dma,
             model,
@@ -273,16 +276,15 @@ impl<D: Dma> Engine<D> {
             return Ok(value);
         };
         let table = self.model.table(by_state);
-        match table.map_or(Next::Rule, |table| table.next(&self.frame, value)) {
+        match table.map_or(Next::Rule, |table| table.next(self.state, value)) {
             Next::Same => return Ok(value),
             Next::State(state) => {
                 self.hooked += 1;
                 if self.lent {
                     self.give_back(physical);
                 }
-                if let Some(table) = self.model.table(by_state) {
-                    table.enter(state, &mut self.frame);
-                }
+                self.model.key.enter(state, &mut self.frame);
+                self.state = state;
                 return Ok(value);
             }
             Next::Rule => {}
@@ -340,6 +342,7 @@ impl<D: Dma> Engine<D> {
         for variable in &self.model.variables {
             self.frame.set(variable.slot, variable.initial);
         }
+        self.state = self.model.key.state(&self.frame);
         self.clear_shadows();
     }
 
@@ -372,6 +375,7 @@ impl<D: Dma> Engine<D> {
             self.frame.roll_back();
             return Err(self.denied(denial));
         }
+        self.state = self.model.key.state(&self.frame);
         if self.frame.reset {
             self.clear_shadows();
         }

@@ -86,6 +86,7 @@ impl<D: Dma> Engine<D> {
         for (slot, value) in values {
             self.frame.set(slot, value);
         }
+        self.state = self.model.key.state(&self.frame);
         Ok(())
     }
 }

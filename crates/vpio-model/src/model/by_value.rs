@@ -6,9 +6,6 @@ use super::compile::MAX_OPS;
 use super::program::{Op, Slot, VALUE, Which, binary, unary};
 use crate::language::syntax::Binary;
 
-/// Rules of fewer ops are left alone.
-const WORTH_IT: usize = 8;
-
 /// Where the rule begins, for each value.
 #[derive(Clone, Debug)]
 pub struct ByValue(Box<[u16]>);
@@ -23,7 +20,7 @@ impl ByValue {
     ) -> Option<Self> {
         let rule: Vec<Op> = ops.iter().skip(start.into()).copied().collect();
         let end = rule.iter().position(|op| *op == Op::End)?;
-        let rule = rule.get(..=end).filter(|rule| rule.len() >= WORTH_IT)?;
+        let rule = rule.get(..=end)?;
         let mut known: HashMap<Vec<Op>, u16> = HashMap::new();
         let starts = (0..=u8::MAX).map(|value| {
             let mut code = Residual::of(rule, start, Some(value), constants, variables).link();

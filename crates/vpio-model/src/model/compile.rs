@@ -6,6 +6,7 @@ mod declare;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use super::by_state::Key;
 use super::program::{Code, Op, Slot, VARIABLES};
 use super::{Buffer, Follow, Free, Model, Table};
 use crate::language::Diagnostic;
@@ -172,6 +173,7 @@ pub fn compile(items: &[Item]) -> Result<Model> {
         ops,
         written,
         by_value: Vec::new(),
+        key: Key::default(),
         by_state: Vec::new(),
         interrupt,
         timer,

@@ -1,6 +1,7 @@
 //! From an offset to what the model says about an access there.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::program::Code;
 use super::{Model, Register};
@@ -221,6 +222,39 @@ impl Lookup {
     fn places_of(&self, offset: u64, width: u64) -> u64 {
         let within = offset & !(u64::MAX << self.shift);
         (within + width + !(u64::MAX << self.shift)) >> self.shift
+    }
+
+    /// Bytes that are free both ways, in ranges that no access both begins and ends outside of, unless it is not aligned.
+    pub fn free_ranges(&self) -> Vec<Range<u64>> {
+        let free = |offset: u64, both: bool| {
+            let at = usize::try_from(offset >> self.shift).unwrap_or(usize::MAX);
+            let free = |classes: &[Class]| matches!(classes.get(at), Some(Class::Free(_)));
+            let [reads, writes] = [&self.reads, &self.writes].map(|classes| free(classes));
+            if both {
+                reads && writes
+            } else {
+                reads || writes
+            }
+        };
+        let mut ranges = Vec::new();
+        let mut next = 0;
+        while let Some(first) = (next..self.size).find(|offset| free(*offset, true)) {
+            let end = (first..self.size).find(|offset| !free(*offset, true));
+            let end = end.unwrap_or(self.size);
+            next = end;
+            let before = first.checked_sub(1).is_some_and(|byte| free(byte, false));
+            let first = if before {
+                first.next_multiple_of(8)
+            } else {
+                first
+            };
+            let behind = end < self.size && free(end, false);
+            let end = if behind { end & !7 } else { end };
+            if first < end {
+                ranges.push(first..end);
+            }
+        }
+        ranges
     }
 
     /// The class of each byte, of its reads and of its writes.

@@ -11,13 +11,12 @@ mod sharing;
 use std::sync::Arc;
 
 use crate::language::{self, Access, Kind, LanguageError, Policy};
-use by_state::ByState;
+use by_state::{ByState, Key};
 use by_value::ByValue;
-use lookup::Lookup;
 use program::{Code, Op, Slot};
 
 pub(crate) use by_state::Next;
-pub(crate) use lookup::{Class, Found};
+pub(crate) use lookup::{Class, Found, Lookup};
 pub use sharing::Sharing;
 
 /// A model of a device, ready for an [`Engine`](crate::engine::Engine).
@@ -39,6 +38,8 @@ pub struct Model {
     /// How many of them are the rules.
     pub(crate) written: usize,
     pub(crate) by_value: Vec<ByValue>,
+    /// What the tables of these are about.
+    pub(crate) key: Key,
     pub(crate) by_state: Vec<ByState>,
     pub(crate) interrupt: Option<u16>,
     pub(crate) timer: Option<u16>,

@@ -1,12 +1,13 @@
 //! What a model is for: one guest, or several.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::by_state::ByState;
+use super::Model;
+use super::by_state::{ByState, Key};
 use super::by_value::{ByValue, shorten};
 use super::lookup::Lookup;
 use super::program::{Op, Slot};
-use super::{Model, Register};
 
 /// How many guests a device has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -127,26 +128,36 @@ impl Model {
     }
 
     fn tabulate(&mut self) {
-        let mut registers = std::mem::take(&mut self.registers);
+        let mut rules: Vec<(usize, u16, u32)> = Vec::new();
+        for (index, register) in self.registers.iter().enumerate() {
+            if let Some(start) = register.on_write.filter(|_| register.width == 1)
+                && let Some(key) = Key::default().with_rule(self, start)
+            {
+                rules.push((index, start, key.bits()));
+            }
+        }
+        // Whatever looks at less than others mostly looks at the same.
+        rules.sort_by_key(|(_, _, bits)| Reverse(*bits));
+        rules.retain(|(_, start, _)| match self.key.with_rule(self, *start) {
+            Some(key) => {
+                self.key = key;
+                true
+            }
+            None => false,
+        });
         let mut work = 0;
-        for register in &mut registers {
-            register.by_state = self.make_table(register, &mut work);
+        for (index, start, _) in rules {
+            let register = self.registers.get(index);
+            let by_value = register.and_then(|register| register.by_value);
+            let by_value = by_value.and_then(|at| self.by_value.get(usize::from(at)));
+            if let Ok(number) = u16::try_from(self.by_state.len())
+                && let Some(table) = ByState::of(self, &self.key, start, by_value, &mut work)
+                && let Some(register) = self.registers.get_mut(index)
+            {
+                register.by_state = Some(number);
+                self.by_state.push(table);
+            }
         }
-        self.registers = registers;
         self.lookups = Lookup::all(self).into();
-    }
-
-    fn make_table(&mut self, register: &Register, work: &mut usize) -> Option<u16> {
-        let start = register.on_write.filter(|_| register.width == 1)?;
-        if self.is_nothing(start) {
-            return None;
-        }
-        let number = u16::try_from(self.by_state.len()).ok()?;
-        let by_value = register
-            .by_value
-            .and_then(|at| self.by_value.get(usize::from(at)));
-        let table = ByState::of(self, start, by_value, work)?;
-        self.by_state.push(table);
-        Some(number)
     }
 }

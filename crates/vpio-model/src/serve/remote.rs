@@ -308,7 +308,7 @@ impl VfioDevice for Remote {
                 self.with_config(offset, data.len(), |part| part.copy_from_slice(data))
             }
             RegionIndex::Bar(bar) => {
-                let value = number(data);
+                let value = number(offset, data).map_or(0, |(_, value)| value);
                 self.access(Access::Write, (bar, offset), data.len(), value)
                     .map(|_| ())
             }
