@@ -289,12 +289,11 @@ impl<D: Dma> Engine<D> {
             }
             Next::Rule => {}
         }
-        let start = by_value
-            .and_then(|table| self.model.by_value.get(usize::from(table))?.at(value))
-            .unwrap_or(start);
-        if self.model.is_nothing(start) {
+        let left = by_value.and_then(|of| self.model.by_value.get(usize::from(of))?.at(value));
+        if left.is_some_and(|left| self.model.is_nothing(left)) {
             return Ok(value);
         }
+        let start = left.unwrap_or(start);
         self.hooked += 1;
         self.run(start, value, physical)?;
         Ok(self.frame.forward.unwrap_or(value))

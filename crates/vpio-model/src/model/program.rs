@@ -266,7 +266,8 @@ pub trait Host {
 
 #[inline(always)]
 pub fn binary(operator: Binary, left: u64, right: u64) -> u64 {
-    let shift = u32::try_from(right).ok();
+    // Only where it shifts.
+    let shift = || u32::try_from(right).ok();
     match operator {
         Binary::Or => u64::from(left != 0 || right != 0),
         Binary::And => u64::from(left != 0 && right != 0),
@@ -279,8 +280,8 @@ pub fn binary(operator: Binary, left: u64, right: u64) -> u64 {
         Binary::BitOr => left | right,
         Binary::BitXor => left ^ right,
         Binary::BitAnd => left & right,
-        Binary::ShiftLeft => shift.and_then(|by| left.checked_shl(by)).unwrap_or(0),
-        Binary::ShiftRight => shift.and_then(|by| left.checked_shr(by)).unwrap_or(0),
+        Binary::ShiftLeft => shift().and_then(|by| left.checked_shl(by)).unwrap_or(0),
+        Binary::ShiftRight => shift().and_then(|by| left.checked_shr(by)).unwrap_or(0),
         Binary::Add => left.wrapping_add(right),
         Binary::Subtract => left.wrapping_sub(right),
         Binary::Multiply => left.wrapping_mul(right),
