@@ -253,22 +253,6 @@ fn a_card_that_takes_slots_in_turn_comes_back_at_the_right_one() {
     assert_eq!(f.arbiter.counts().forced, 0);
 }
 
-/// What is in an RTL8139's ring is lost when the card goes on in another's.
-#[test]
-fn a_driver_that_has_packets_to_take_keeps_the_card() {
-    let mut f: Fixture<Slots> = fixture(models::RTL8139, InputPolicy::Drop);
-    f.card.reset();
-    assert!(f.write(0, 0x30, 4, 0x1000) && f.write(0, 0x37, 1, 8));
-    f.pass(10);
-    assert!(!f.write(1, 0x44, 4, 0xf));
-    f.pass(20);
-    assert_eq!(f.arbiter.owner(), Some(f.guests[0]));
-    f.card.registers.set(0, 0x37, 9);
-    f.pass(30);
-    assert_eq!(f.arbiter.owner(), Some(f.guests[1]), "the ring is empty");
-    assert_eq!(f.arbiter.counts().forced, 0);
-}
-
 /// An RTL8139's EEPROM is read bit by bit: what was asked is in the card only.
 #[test]
 fn a_driver_that_reads_the_eeprom_keeps_the_card() {
