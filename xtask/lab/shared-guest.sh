@@ -1,17 +1,9 @@
-#!/bin/busybox sh
 # init of a guest that has a network card by turns with another guest: `guest: NUMBER: WHAT: RESULT` lines. It gives itself a station
 # address of its own, downloads when the host says so, and looks whether frames come that are not for it.
 #
 # On the command line: lab.driver=, lab.guest= (its number), lab.mac= and lab.ip= (its addresses), lab.host= (the host's station address; by
 # IP it is 192.168.81.1) and lab.sum= (of what it downloads).
-/bin/busybox --install -s /bin
-export PATH=/bin
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-mount -t devtmpfs dev /dev
-for module in $(cat /modules/order); do
-    insmod "/modules/$module" || echo "guest: cannot load $module"
-done
+load_drivers
 for word in $(cat /proc/cmdline); do
     case $word in
     lab.driver=*) driver=${word#*=} ;;
@@ -23,11 +15,6 @@ for word in $(cat /proc/cmdline); do
     esac
 done
 say() { echo "guest: $guest: $*"; }
-check() { # check WHAT COMMAND…
-    what=$1
-    shift
-    if "$@"; then say "$what: ok"; else say "$what: FAILED"; fi
-}
 soon() { # soon COMMAND…: it succeeds within half a minute
     for _ in $(seq 60); do
         "$@" >/dev/null 2>&1 && return 0
@@ -41,7 +28,7 @@ interface=
 for found in /sys/class/net/*; do
     [ "$(basename "$(readlink "$found/device/driver")")" = "$driver" ] && interface=$(basename "$found")
 done
-check "finds its card" [ -n "$interface" ]
+check "$guest: finds its card" [ -n "$interface" ]
 ip link set dev "$interface" address "$mac"
 ip addr add "$ip/24" dev "$interface"
 ip link set "$interface" up
@@ -49,14 +36,15 @@ ip link set "$interface" up
 arp -s "$host" "$host_mac"
 frames to "$interface" /tmp/done "$mac" "$ip" >/tmp/frames &
 watcher=$!
-check "answers" soon ping -q -c 1 -W 1 "$host"
+check "$guest: answers" soon ping -q -c 1 -W 1 "$host"
 say "ready"
-check "may begin" soon wget -q -O /dev/null "http://$host:8080/begin"
-sent() { [ "$(wget -q -O - "http://$host:8080/$guest" | sha256sum | cut -c1-64)" = "$sum" ]; }
-check "download" sent
+check "$guest: may begin" soon wget -q -O /dev/null "http://$host:8080/begin"
+sent() { [ "$(wget -q -O - "http://$host:8080/$guest" | sum)" = "$sum" ]; }
+check "$guest: download" sent
 touch /tmp/done
 wait $watcher
 while read -r line; do say "frames: $line"; done </tmp/frames
+say "receive errors: $(cat "/sys/class/net/$interface/statistics/rx_errors")"
 grep -E "$interface|CPU" /proc/interrupts
 dmesg | grep "$interface" | sed "s/^/guest: $guest: kernel log: /"
 echo "guest: done"

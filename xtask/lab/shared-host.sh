@@ -31,7 +31,7 @@ ip addr add 192.168.81.1/24 dev "$interface"
 card=$(named "$ID")
 check "bind" "$SRIOV" bind "$card"
 # shellcheck disable=SC2086 # words
-"$VPIO" serve "$card" "$MODEL" --socket "$WORK/card" $OPTIONS 2>/job/serve.log &
+"$VPIO" serve "$card" "$MODEL" --socket "$WORK/card" --verbose $OPTIONS 2>/job/serve.log &
 server=$!
 helpers="$helpers $server"
 until [ -S "$WORK/card" ] || ! kill -0 $server; do sleep 0.1; done
@@ -68,7 +68,7 @@ until [ "$(cat /job/guest-[12].log | grep -c ": ready")" = 2 ] || ! alive; do sl
 touch "$WORK/www/begin"
 together=0
 while alive; do
-    sleep 0.5
+    sleep 0.2
     at_once && together=$((together + 1))
 done
 # shellcheck disable=SC2086 # words

@@ -180,8 +180,10 @@ fn run_models() -> Result<()> {
 }
 
 fn run_shared() -> Result<()> {
-    let turns = shared::run(&shared::NE2000, &Progress::new("shared"))?;
-    println!("{turns}");
+    for card in [shared::RTL8139, shared::NE2000] {
+        let turns = shared::run(&card, &Progress::new("shared"))?;
+        println!("{turns}");
+    }
     Ok(())
 }
 

@@ -20,7 +20,11 @@ const HOST_SCRIPT: &str = concat!(
     include_str!("../../lab/behind-ports.sh"),
     include_str!("../../lab/shared-host.sh")
 );
-const GUEST_INIT: &str = include_str!("../../lab/shared-guest.sh");
+const GUEST_INIT: &str = concat!(
+    include_str!("../../lab/guest-begins.sh"),
+    include_str!("../../lab/guest-checks.sh"),
+    include_str!("../../lab/shared-guest.sh")
+);
 /// What the guests and the host must have reported.
 const EXPECTED: [&str; 19] = [
     "host: bind: ok",
@@ -75,6 +79,17 @@ pub const NE2000: Card = Card {
     model: "ne2000.vpio",
     bytes: 32 << 10,
     options: "--quantum 1000 --patience 20000",
+};
+
+/// What is QEMU's is an RTL8139C+, with rings; drivers take one of revision 10h for an RTL8139.
+pub const RTL8139: Card = Card {
+    name: "shared-rtl8139",
+    device: "rtl8139",
+    id: "0x10ec 0x8139",
+    driver: "8139too",
+    model: "rtl8139.vpio",
+    bytes: 512 << 10,
+    options: "--revision 16 --quantum 1000 --patience 20000",
 };
 
 /// How often a card changed hands.

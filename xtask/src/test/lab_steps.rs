@@ -29,6 +29,9 @@ pub const SIDE_BY_SIDE: &[Step] = &[
     ("shared ne2000", |session| {
         shared_card(session, &shared::NE2000)
     }),
+    ("shared rtl8139", |session| {
+        shared_card(session, &shared::RTL8139)
+    }),
     ("assigned function", assigned_function),
     ("kvm, lab", kvm_in_the_lab),
     ("assigned disk", assigned_disk),
