@@ -51,7 +51,7 @@ pub enum ServeError {
 pub enum Event<'a> {
     /// A guest takes part.
     Joined(GuestId),
-    /// The device changed hands.
+    /// The device changed hands. No guest has it until this has been told.
     Turn(&'a Handover),
     /// The model denied a guest something. A reset is done already; a machine check is for the guest's process to do.
     Denied {
