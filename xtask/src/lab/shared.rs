@@ -81,7 +81,7 @@ pub const NE2000: Card = Card {
     options: "--quantum 1000 --patience 20000",
 };
 
-/// What is QEMU's is an RTL8139C+, with rings; drivers take one of revision 10h for an RTL8139.
+/// Turns that are short beside the downloads. What is QEMU's is an RTL8139C+, with rings; drivers take one of revision 10h for an RTL8139.
 pub const RTL8139: Card = Card {
     name: "shared-rtl8139",
     device: "rtl8139",
@@ -89,7 +89,7 @@ pub const RTL8139: Card = Card {
     driver: "8139too",
     model: "rtl8139.vpio",
     bytes: 512 << 10,
-    options: "--revision 16 --quantum 1000 --patience 20000",
+    options: "--revision 16 --quantum 250 --patience 20000",
 };
 
 /// How often a card changed hands.
