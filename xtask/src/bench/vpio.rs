@@ -282,7 +282,8 @@ impl fmt::Display for Figures {
             "\n### What an update takes\n\n\
              One update of the model by a write that its driver makes all the time: about {PAPER_UPDATE} cycles in the paper, at most {WANTED_UPDATE} \
              wanted here. Instructions are counted by valgrind and are the same each time; cycles are criterion's median at the frequency that \
-             the kernel tells, and more where something else runs on the machine.\n\n\
+             the kernel tells, and more where something else runs on the machine. Of the NE2000's CR, the first write begins remote DMA, which \
+             changes nothing of what one guest needs; the others show another page of registers, with one guest and with several.\n\n\
              | model and register | instructions | cycles |\n|---|---:|---:|"
         )?;
         for of in &self.updates {
